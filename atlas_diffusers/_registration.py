@@ -1,0 +1,39 @@
+"""Make this package's classes known to Diffusers' loader, without importing them."""
+
+import importlib
+
+import diffusers
+from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+
+PACKAGE = __name__.partition(".")[0]
+
+CLASSES = {
+    "AtlasUNet2DModel": ".models",
+    "AtlasDDPMScheduler": ".schedulers",
+    "AtlasDDIMScheduler": ".schedulers",
+    "AtlasPipeline": ".pipelines",
+}
+
+METHODS = {
+    "ModelMixin": ["save_pretrained", "from_pretrained"],
+    "SchedulerMixin": ["save_pretrained", "from_pretrained"],
+    "DiffusionPipeline": ["save_pretrained", "from_pretrained"],
+}
+
+
+class _LazyObjects(dict):
+    """The extra objects of the ``diffusers`` module; ours are imported when asked for."""
+
+    def __getitem__(self, name):
+        value = super().__getitem__(name)
+        return getattr(importlib.import_module(PACKAGE), name) if value is _LazyObjects else value
+
+
+def register() -> None:
+    """
+    Let ``model_index.json`` name this package, and ``diffusers.CLASS`` find its classes; calling it again changes nothing.
+    """
+    LOADABLE_CLASSES[PACKAGE] = METHODS
+    if not isinstance(diffusers._objects, _LazyObjects):
+        diffusers._objects = _LazyObjects(diffusers._objects)
+    diffusers._objects.update(dict.fromkeys(CLASSES, _LazyObjects))

@@ -1,0 +1,93 @@
+"""CLIP tokenizers and text encoders, made from a list of captions without any download."""
+
+from collections import Counter
+
+import torch
+from tokenizers import pre_tokenizers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+BOS, EOS, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
+
+
+def build_tokenizer(captions: list[str], vocab_size: int = 2048, max_length: int = 16) -> CLIPTokenizer:
+    """
+    A ``CLIPTokenizer`` whose byte-pair vocabulary is learned from ``captions`` (every byte stays representable).
+
+    The same captions always give the same vocabulary: equally frequent pairs are merged in alphabetical order.
+    Sennrich et al. 2016 (arXiv 1508.07909).
+
+    Args:
+        captions: training texts.
+        vocab_size: upper bound, at least 514 (512 byte symbols and two marks).
+        max_length: tokens a prompt, begin and end marks included.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = [*alphabet, *(symbol + END_OF_WORD for symbol in alphabet)]
+    bare = _tokenizer(symbols, [], max_length=2**30)
+    words = Counter(word for caption in captions for word in _words(bare.tokenize(caption)))
+    merges = _learn_merges(words, vocab_size - len(symbols) - 2)
+    return _tokenizer([*symbols, *(left + right for left, right in merges)], merges, max_length)
+
+
+def _tokenizer(symbols: list[str], merges: list[tuple[str, str]], max_length: int) -> CLIPTokenizer:
+    vocab = {token: index for index, token in enumerate([*dict.fromkeys(symbols), BOS, EOS])}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+
+
+def _words(symbols: list[str]) -> list[tuple[str, ...]]:
+    """Cut a list of byte symbols after each end-of-word mark."""
+    ends = [i + 1 for i, symbol in enumerate(symbols) if symbol.endswith(END_OF_WORD)]
+    return [tuple(symbols[start:end]) for start, end in zip([0, *ends], ends)]
+
+
+def _learn_merges(words: Counter, limit: int) -> list[tuple[str, str]]:
+    """The ``limit`` most frequent pairs, each counted after the merges before it."""
+    merges: list[tuple[str, str]] = []
+    while len(merges) < limit:
+        pairs: Counter = Counter()
+        for word, count in words.items():
+            for pair in zip(word, word[1:]):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        words = Counter({_merge(word, best): count for word, count in words.items()})
+    return merges
+
+
+def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    merged, i = [], 0
+    while i < len(word):
+        step = 2 if word[i : i + 2] == pair else 1
+        merged.append("".join(word[i : i + step]))
+        i += step
+    return tuple(merged)
+
+
+def build_text_encoder(
+    tokenizer: CLIPTokenizer, hidden_size: int = 128, num_layers: int = 2, num_heads: int = 4
+) -> CLIPTextModel:
+    """A freshly initialised ``CLIPTextModel`` that fits ``tokenizer``; its states are ``(batch, tokens, hidden_size)``."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=hidden_size,
+            intermediate_size=4 * hidden_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=hidden_size,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """Token ids padded to the tokenizer's length, ``(len(texts), model_max_length)``."""
+    batch = tokenizer(
+        texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    )
+    return batch.input_ids

@@ -1,0 +1,24 @@
+"""State of a running call that callbacks may change, kept apart for every thread."""
+
+import threading
+from typing import Any
+
+_LOCAL = threading.local()
+
+
+class PerThread:
+    """An attribute of a pipeline with one value a thread, so that two threads may share the pipeline."""
+
+    def __init__(self, default: Any):
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance, owner=None):
+        if instance is None:
+            return self
+        return _LOCAL.__dict__.get((id(instance), self.name), self.default)
+
+    def __set__(self, instance, value) -> None:
+        _LOCAL.__dict__[id(instance), self.name] = value

@@ -1,0 +1,374 @@
+"""Text-, class- or unconditional generation with any scheduler."""
+
+import copy
+import inspect
+from collections.abc import Callable
+
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg, retrieve_timesteps
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
+from diffusers.utils.torch_utils import randn_tensor
+from safetensors import SafetensorError
+
+from ..conditioning import tokenize
+from .call_state import PerThread
+from .inputs import batch_size_of, check_call_inputs
+from .loading import resolve_pipeline
+
+logger = logging.get_logger(__name__)
+
+
+class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+    r"""
+    Generates pictures with a UNet and any scheduler, in pixels or in the latent space of a VAE.
+
+    Guidance is classifier-free: ``m = m_∅ + w (m_c − m_∅)`` (Ho & Salimans 2022, arXiv 2207.12598), both terms in one
+    batched network call. A call works on its own copy of the scheduler, so threads may share a pipeline.
+
+    Args:
+        unet: network called as ``unet(sample, t, encoder_hidden_states=..., class_labels=...)``.
+        scheduler: any Diffusers-compatible scheduler.
+        vae: autoencoder of the latent space; ``None`` for pixels in [-1, 1].
+        text_encoder, tokenizer: CLIP text model and tokenizer; ``None`` for a network without text.
+        default_num_inference_steps, default_guidance_scale: used where a call does not say; saved with the pipeline.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+
+    _guidance_scale = PerThread(7.5)
+    _guidance_rescale = PerThread(0.0)
+    _num_timesteps = PerThread(0)
+    _guided = PerThread(False)
+
+    def __init__(
+        self,
+        unet,
+        scheduler: SchedulerMixin,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        default_num_inference_steps: int = 50,
+        default_guidance_scale: float = 7.5,
+    ):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_to_config(
+            default_num_inference_steps=default_num_inference_steps, default_guidance_scale=default_guidance_scale
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 1
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._interrupt = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """
+        Load a pipeline folder, a hub id, or an embedded pipeline by name (``"atlas-emoji"``).
+
+        Raises:
+            OSError: for an unknown name, a missing component or damaged weights.
+        """
+        path = resolve_pipeline(str(pretrained_model_name_or_path))
+        try:
+            return super().from_pretrained(path, **kwargs)
+        except SafetensorError as error:
+            raise OSError(f"{path}: weights are damaged: {error}") from error
+
+    # ------------------------------------------------------------------ state that callbacks may read and change
+
+    @property
+    def guidance_scale(self) -> float:
+        """w of the running call; a callback may set ``_guidance_scale``."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the next network call has an unconditional half."""
+        return self._guidance_scale > 1 and self._guided
+
+    @property
+    def num_timesteps(self) -> int:
+        """Network calls of the running (or last) call of this thread."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set ``_interrupt`` to stop after the current step."""
+        return self._interrupt
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the network attends to a prompt."""
+        config = self.unet.config
+        return config.get("cross_attention_dim") is not None and self._uses_context(config)
+
+    @staticmethod
+    def _uses_context(config) -> bool:
+        return bool(config.get("cross_attention_levels", True) or config.get("addition_embed_type"))
+
+    # ------------------------------------------------------------------ conditioning
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        lora_scale: float | None = None,
+    ):
+        """
+        Text states of prompts and negative prompts, ``(batch * num_images_per_prompt, tokens, width)`` each.
+
+        Args:
+            prompt, negative_prompt: texts; one negative prompt serves all prompts, ``None`` is the empty text.
+            device: where the states are wanted.
+            num_images_per_prompt: copies of each prompt, next to each other.
+            do_classifier_free_guidance: without it the negative states are ``None``.
+            prompt_embeds, negative_prompt_embeds: states made before; take the place of the texts.
+            lora_scale: scale of the text encoder's LoRA layers.
+        """
+        device = device or self._execution_device
+        if lora_scale is not None and self.text_encoder is not None:
+            self._lora_scale = lora_scale
+            scale_lora_layers(self.text_encoder, lora_scale)
+        if prompt_embeds is None:
+            prompt_embeds = self._encode([prompt] if isinstance(prompt, str) else prompt, device)
+        count = len(prompt_embeds)
+        if do_classifier_free_guidance and negative_prompt_embeds is None:
+            negative = [negative_prompt or ""] * count if not isinstance(negative_prompt, list) else negative_prompt
+            negative_prompt_embeds = self._encode(negative, device)
+        prompt_embeds = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
+        if do_classifier_free_guidance:
+            negative_prompt_embeds = negative_prompt_embeds.to(device).expand(count, -1, -1)
+            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
+        if lora_scale is not None and self.text_encoder is not None:
+            unscale_lora_layers(self.text_encoder, lora_scale)
+        return prompt_embeds, negative_prompt_embeds
+
+    def _encode(self, texts: list[str], device: torch.device) -> torch.Tensor:
+        limit = self.tokenizer.model_max_length
+        cut = [text for text in texts if len(self.tokenizer(text).input_ids) > limit]
+        if cut:
+            logger.warning(f"prompts longer than {limit} tokens are cut at the end: {cut}")
+        ids = tokenize(self.tokenizer, texts).to(device)
+        return self.text_encoder(ids).last_hidden_state.to(self.unet.dtype)
+
+    def _class_labels(self, class_labels, batch: int, repeats: int, device: torch.device) -> torch.Tensor | None:
+        """Labels of the whole batch; without any, the label that stands for "no class"."""
+        count = getattr(self.unet.config, "num_class_embeds", None)
+        if count is None:
+            return None
+        labels = torch.as_tensor([count] * batch if class_labels is None else class_labels, device=device)
+        return labels.reshape(-1).long().repeat_interleave(repeats)
+
+    # ------------------------------------------------------------------ latents
+
+    def prepare_latents(
+        self, batch: int, height: int, width: int, dtype: torch.dtype, device: torch.device, generator, latents, scheduler
+    ) -> torch.Tensor:
+        """Start noise of the scheduler's first level, ``(batch, channels, height / scale, width / scale)``."""
+        factor = self.vae_scale_factor
+        shape = (batch, self.unet.config.in_channels, height // factor, width // factor)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {shape}")
+        return latents.to(device=device, dtype=dtype) * scheduler.init_noise_sigma
+
+    def _encode_image(self, image: PipelineImageInput, height: int, width: int, batch: int, generator) -> torch.Tensor:
+        """Clean latents of an input picture, repeated to the batch."""
+        pixels = self.image_processor.preprocess(image, height=height, width=width)
+        pixels = pixels.to(device=self._execution_device, dtype=self.unet.dtype)
+        if self.vae is not None:
+            pixels = retrieve_latents(self.vae.encode(pixels), generator=generator) * self.vae.config.scaling_factor
+        if batch % len(pixels):
+            raise ValueError(f"{len(pixels)} pictures do not divide a batch of {batch} samples")
+        return pixels.repeat_interleave(batch // len(pixels), dim=0)
+
+    def _start(self, clean: torch.Tensor, strength: float, scheduler, generator, latents) -> tuple[torch.Tensor, int]:
+        """Noisy latents of a picture and the index of the timestep they belong to (image-to-image)."""
+        order = scheduler.order
+        steps = -(-len(scheduler.timesteps) // order)
+        begin = (steps - max(1, min(int(steps * strength), steps))) * order
+        noise = randn_tensor(clean.shape, generator, clean.device, clean.dtype) if latents is None else latents
+        scheduler.set_begin_index(begin)
+        return scheduler.add_noise(clean, noise, scheduler.timesteps[begin : begin + 1].repeat(len(clean))), begin
+
+    def _decode(self, latents: torch.Tensor, output_type: str):
+        if output_type == "latent":
+            return latents
+        if self.vae is not None:
+            latents = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
+        return self.image_processor.postprocess(latents, output_type=output_type)
+
+    # ------------------------------------------------------------------ the call
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        class_labels: int | list[int] | torch.Tensor | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = None,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        height: int | None = None,
+        width: int | None = None,
+        image: PipelineImageInput | None = None,
+        strength: float = 0.8,
+        eta: float = 0.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        cross_attention_kwargs: dict | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Generate pictures.
+
+        Args:
+            prompt, negative_prompt: texts; without a prompt the network runs unconditionally.
+            class_labels: integer labels, one a picture (before ``num_images_per_prompt``).
+            num_images_per_prompt: pictures a prompt or label.
+            num_inference_steps: steps; by default the pipeline's ``default_num_inference_steps``.
+            timesteps, sigmas: explicit steps instead, where the scheduler takes them.
+            guidance_scale: w; 1 switches guidance off and halves the cost. Default: ``default_guidance_scale``.
+            guidance_rescale: share of the guided prediction rescaled to the conditional one's standard deviation
+                (Lin et al. 2023, arXiv 2305.08891).
+            height, width: size in pixels; by default that of training.
+            image, strength: start from a picture noised for the last ``strength`` of the steps (arXiv 2108.01073).
+            eta: weight of fresh noise, where the scheduler takes it.
+            generator: one for the batch, or a list with one a picture, which makes pictures independent of the batch.
+            latents: start noise of unit variance, ``(batch, channels, height / scale, width / scale)``.
+            prompt_embeds, negative_prompt_embeds: text states instead of texts.
+            cross_attention_kwargs: ``{"scale": s}`` scales LoRA layers.
+            output_type: `pil`, `np`, `pt` or `latent`.
+            return_dict: return an output object instead of a tuple.
+            callback_on_step_end: called as ``f(pipeline, index, timestep, tensors)``, returns the tensors to replace.
+            callback_on_step_end_tensor_inputs: names of the tensors that it gets, by default ``["latents"]``.
+
+        Raises:
+            ValueError: for inputs that do not fit, or when the network returns NaN or infinity (with the step).
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        tensor_inputs = ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
+        size = self.unet.config.sample_size * self.vae_scale_factor
+        height, width = height or size, width or size
+        check_call_inputs(
+            self, prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds,
+            num_images_per_prompt, height, width, strength, generator, output_type, tensor_inputs,
+        )  # fmt: skip
+
+        scheduler, device, dtype = copy.deepcopy(self.scheduler), self._execution_device, self.unet.dtype
+        groups = batch_size_of(prompt, class_labels, prompt_embeds)
+        batch = groups * num_images_per_prompt
+        self._guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        self._guidance_rescale, self._interrupt = guidance_rescale, False
+        self._guided = any(value is not None for value in (prompt, class_labels, prompt_embeds))
+
+        if self.has_text:
+            texts = [""] * groups if prompt is None else prompt
+            scale = (cross_attention_kwargs or {}).get("scale")
+            prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+                texts, device, num_images_per_prompt, self.do_classifier_free_guidance,
+                negative_prompt, prompt_embeds, negative_prompt_embeds, scale,
+            )  # fmt: skip
+        labels = self._class_labels(class_labels, groups, num_images_per_prompt, device)
+        if self.do_classifier_free_guidance:
+            if prompt_embeds is not None:
+                prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+            if labels is not None:
+                labels = torch.cat([torch.full_like(labels, self.unet.config.num_class_embeds), labels])
+
+        if timesteps is None and sigmas is None and num_inference_steps is None:
+            num_inference_steps = self.config.default_num_inference_steps
+        explicit = timesteps is not None or sigmas is not None
+        retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
+        begin = 0
+        if image is not None:
+            clean = self._encode_image(image, height, width, batch, generator)
+            latents, begin = self._start(clean, strength, scheduler, generator, latents)
+        else:
+            latents = self.prepare_latents(batch, height, width, dtype, device, generator, latents, scheduler)
+            scheduler.set_begin_index(0)
+        extra = self._extra_step_arguments(scheduler, generator, eta)
+
+        steps = scheduler.timesteps[begin:]
+        self._num_timesteps = len(steps)
+        healthy = []
+        with self.progress_bar(total=-(-len(steps) // scheduler.order)) as progress:
+            for index, t in enumerate(steps):
+                if self.interrupt:
+                    break
+                prediction = self._guided_prediction(scheduler, latents, t, prompt_embeds, labels, cross_attention_kwargs)
+                healthy.append(prediction.isfinite().all())
+                latents = scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    available = {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "negative_prompt_embeds": negative_prompt_embeds,
+                    }
+                    changed = callback_on_step_end(self, index, t, {name: available[name] for name in tensor_inputs})
+                    latents = changed.pop("latents", latents)
+                    prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
+                    negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
+                if index % scheduler.order == 0:
+                    progress.update()
+                if device.type == "cpu" or index == len(steps) - 1:
+                    _stop_where_unhealthy(healthy)
+
+        images = self._decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _guided_prediction(
+        self, scheduler, latents: torch.Tensor, t: torch.Tensor, prompt_embeds, labels, cross_attention_kwargs
+    ) -> torch.Tensor:
+        """The network's prediction at ``t``, guided where guidance is on; one network call."""
+        guided = self.do_classifier_free_guidance
+        model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
+        arguments = {"encoder_hidden_states": prompt_embeds, "class_labels": labels}
+        if cross_attention_kwargs is not None:
+            arguments["cross_attention_kwargs"] = cross_attention_kwargs
+        if labels is not None and len(labels) > len(model_input):
+            arguments["class_labels"] = labels[-len(model_input) :]  # a callback switched guidance off
+        prediction = self.unet(model_input, t, **arguments, return_dict=False)[0]
+        if not guided:
+            return prediction
+        unconditional, conditional = prediction.chunk(2)
+        prediction = unconditional + self._guidance_scale * (conditional - unconditional)
+        if self._guidance_rescale > 0:
+            prediction = rescale_noise_cfg(prediction, conditional, self._guidance_rescale)
+        return prediction
+
+    @staticmethod
+    def _extra_step_arguments(scheduler, generator, eta: float) -> dict:
+        known = inspect.signature(scheduler.step).parameters
+        given = {"generator": generator, "eta": eta}
+        return {name: value for name, value in given.items() if name in known}
+
+
+def _stop_where_unhealthy(healthy: list[torch.Tensor]) -> None:
+    flags = torch.stack(healthy).tolist()
+    if not all(flags):
+        raise ValueError(f"the network returned NaN or infinity at step {flags.index(False) + 1} of sampling")

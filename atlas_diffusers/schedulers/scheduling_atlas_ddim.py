@@ -1,0 +1,79 @@
+"""DDIM: the deterministic sampler of the VP process, with an optional stochastic part."""
+
+import math
+
+import torch
+
+from ..schedules import NoiseLevel
+from .scheduling_base import AtlasSchedulerOutput, BaseNoiseScheduler, combine, extend_config
+
+
+class AtlasDDIMScheduler(BaseNoiseScheduler):
+    r"""
+    DDIM, from level ``(α, σ)`` to ``(α', σ')``:
+
+        x' = α' x_0 + √(σ'² − s²) ε + s z,    s = η (σ'/σ) √(1 − α²/α'²),    z ~ N(0, 1)
+
+    Song et al. 2020, equation 12 (arXiv 2010.02502). Order 1; η = 1 is ancestral DDPM sampling.
+
+    Args:
+        set_alpha_to_one: end at clean data; otherwise at training timestep 0, as Stable Diffusion's configuration does.
+        Others: see :class:`BaseNoiseScheduler`.
+    """
+
+    @extend_config
+    def __init__(self, set_alpha_to_one: bool = True):
+        pass
+
+    def _final_level(self) -> NoiseLevel:
+        return super()._final_level() if self.config.set_alpha_to_one else self._table.level(0)
+
+    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None) -> None:
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
+        if self._grid.spaced:
+            # as in Diffusers, an evenly spaced step always covers ⌊T/N⌋ training timesteps
+            stride = self.config.num_train_timesteps // self.num_inference_steps
+            ends = [t - stride for t in self._grid.timesteps]
+            self._grid.target = [self._table.level(t) if t >= 0 else self._final_level() for t in ends]
+
+    set_timesteps.__doc__ = BaseNoiseScheduler.set_timesteps.__doc__
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor | int,
+        sample: torch.Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """
+        One step of the formula above.
+
+        Args:
+            model_output: the network's prediction at ``timestep``, ``(batch, channels, height, width)``.
+            timestep: an element of ``self.timesteps``.
+            sample: ``x_t``, same shape; half precision is computed in float32.
+            eta: weight η in [0, 1] of the fresh noise.
+            use_clipped_model_output: derive ε again from the clipped data prediction.
+            generator: source of ``z``; a list has one generator a sample.
+            variance_noise: ``z`` itself.
+            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
+        """
+        if variance_noise is not None and generator is not None:
+            raise ValueError("give generator or variance_noise, not both")
+        index = self._advance(timestep)
+        level, (alpha, sigma) = self._grid.source[index], self._grid.target[index]
+        x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
+        data, noise = self._predict(output, x, level)
+        if use_clipped_model_output:
+            noise = combine(1 / level.sigma, x, -level.alpha / level.sigma, data)
+
+        fresh = eta * sigma / level.sigma * math.sqrt(max(0.0, 1 - (level.alpha / alpha) ** 2))
+        prev = combine(alpha, data, math.sqrt(max(0.0, sigma**2 - fresh**2)), noise)
+        if eta > 0:
+            z = self._noise_like(sample, generator) if variance_noise is None else variance_noise
+            prev = torch.add(prev, z, alpha=fresh)
+        return self._output(prev, data, sample.dtype, return_dict)

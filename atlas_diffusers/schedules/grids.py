@@ -1,0 +1,56 @@
+"""Where a sampler puts its steps: spacings of the training timesteps, and grids of the VE noise σ̂."""
+
+import math
+
+import torch
+
+TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
+SIGMA_GRIDS = ("karras", "exponential", "beta", "lambda")
+
+
+def spaced_timesteps(spacing: str, steps: int, num_train_timesteps: int, offset: int = 0) -> torch.Tensor:
+    """
+    ``steps`` decreasing timesteps in float64 (Lin et al. 2023, table 2, arXiv 2305.08891).
+
+    ==========  =============================================
+    linspace    T−1 ... 0, both ends included, fractional
+    leading     i·⌊T/steps⌋ + offset: starts below T−1
+    trailing    round(T − i·T/steps) − 1: starts at T−1
+    ==========  =============================================
+    """
+    T = num_train_timesteps
+    index = torch.arange(steps, dtype=torch.float64)
+    match spacing:
+        case "linspace":
+            return torch.linspace(0, T - 1, steps, dtype=torch.float64).flip(0) if steps > 1 else index + T - 1
+        case "leading":
+            return index.flip(0) * (T // steps) + offset
+        case "trailing":
+            return (T - index * (T / steps)).round() - 1
+    raise ValueError(f"timestep_spacing={spacing!r} is unknown; allowed are {TIMESTEP_SPACINGS}")
+
+
+def sigma_grid(name: str, sigma_min: float, sigma_max: float, steps: int) -> torch.Tensor:
+    """
+    ``steps`` values of σ̂ falling from ``sigma_max`` to ``sigma_min``, float64.
+
+    ===========  ==================================================================================
+    karras       (σ_max^{1/7} + u (σ_min^{1/7} − σ_max^{1/7}))^7        (arXiv 2206.00364)
+    exponential  uniform in log σ̂
+    beta         quantiles of Beta(0.6, 0.6), linear in σ̂               (arXiv 2407.12173)
+    lambda       uniform in log-SNR, i.e. the same points as exponential (arXiv 2206.00927)
+    ===========  ==================================================================================
+    """
+    u = torch.linspace(0, 1, steps, dtype=torch.float64)
+    match name:
+        case "karras":
+            high, low = sigma_max ** (1 / 7), sigma_min ** (1 / 7)
+            return (high + u * (low - high)) ** 7
+        case "exponential" | "lambda":
+            return torch.exp(math.log(sigma_max) + u * (math.log(sigma_min) - math.log(sigma_max)))
+        case "beta":
+            from scipy.stats import beta
+
+            quantiles = torch.as_tensor(beta.ppf((1 - u).numpy(), 0.6, 0.6))
+            return sigma_min + quantiles * (sigma_max - sigma_min)
+    raise ValueError(f"sigma grid {name!r} is unknown; allowed are {SIGMA_GRIDS}")

@@ -1,0 +1,62 @@
+"""
+What a network may predict about ``x = α x_0 + σ ε``, and how each prediction ``m`` gives data, noise and the others.
+
+| prediction type   | m             | reference        |
+|-------------------|---------------|------------------|
+| `epsilon`         | ε             | arXiv 2006.11239 |
+| `sample`          | x_0           | arXiv 2006.11239 |
+| `v_prediction`    | α ε − σ x_0   | arXiv 2202.00512 |
+| `flow_prediction` | ε − x_0       | arXiv 2210.02747 |
+
+All three conversions are linear, so each function returns the two scalars of the combination.
+"""
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
+
+
+def check_prediction_type(prediction_type: str) -> None:
+    """Raise ``ValueError`` for a name that is not a prediction type."""
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
+
+
+def data_coefficients(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """``(a, b)`` with ``x_0 = a·x + b·m``."""
+    match prediction_type:
+        case "epsilon":
+            return 1 / alpha, -sigma / alpha
+        case "sample":
+            return 0.0, 1.0
+        case "v_prediction":
+            return alpha, -sigma
+        case "flow_prediction":
+            return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+    raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
+
+
+def noise_coefficients(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """``(a, b)`` with ``ε = a·x + b·m``."""
+    match prediction_type:
+        case "epsilon":
+            return 0.0, 1.0
+        case "sample":
+            return 1 / sigma, -alpha / sigma
+        case "v_prediction":
+            return sigma, alpha
+        case "flow_prediction":
+            return 1 / (alpha + sigma), alpha / (alpha + sigma)
+    raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
+
+
+def output_coefficients(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """``(a, b)`` with ``m = a·ε + b·x_0``: the training target."""
+    match prediction_type:
+        case "epsilon":
+            return 1.0, 0.0
+        case "sample":
+            return 0.0, 1.0
+        case "v_prediction":
+            return alpha, -sigma
+        case "flow_prediction":
+            return 1.0, -1.0
+    raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")

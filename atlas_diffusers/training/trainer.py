@@ -1,0 +1,257 @@
+"""One training run: networks, noise, optimiser and the loop, on top of Accelerate."""
+
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+import atlas_diffusers
+
+from ..conditioning import build_text_encoder, build_tokenizer, tokenize
+from ..config import TrainingConfig
+from ..models import AtlasUNet2DModel
+from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .data import PictureDataset, StepSampler, load_training_data
+from .losses import denoising_loss, stratified_timesteps
+
+
+class Trainer:
+    """
+    Trains ``AtlasUNet2DModel`` (and a text encoder, if the recipe has one) to denoise.
+
+    Every random number of step k is drawn from a generator seeded by (seed, k, process), so that a resumed run repeats
+    exactly what an uninterrupted one does.
+    """
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+        self.micro_batch = config.micro_batch_size or config.batch_size
+        self.accumulation = config.batch_size // self.micro_batch
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        )
+        self.folder = Path(config.output_dir)
+        self.dataset = PictureDataset(load_training_data(config.dataset), config.dataset)
+        if len(self.dataset) == 0:
+            raise ValueError(f"dataset {config.dataset.name!r} has no pictures in split {config.dataset.split!r}")
+        self.scheduler = scheduler_from_dict(config.scheduler)
+        self._build_networks()
+        self._build_optimizer()
+        self.step = 0
+        if config.resume and (checkpoint := latest_checkpoint(self.folder)) is not None:
+            self._restore(checkpoint)
+
+    def _build_networks(self) -> None:
+        c = self.config
+        arguments = {"sample_size": c.dataset.resolution, **c.model}
+        self.tokenizer = text_encoder = None
+        with torch.random.fork_rng():
+            torch.manual_seed(c.seed)
+            if c.text_encoder is not None:
+                t = c.text_encoder
+                self.tokenizer = build_tokenizer(self.dataset.captions(), t.vocab_size, t.max_length)
+                text_encoder = build_text_encoder(self.tokenizer, t.hidden_size, t.num_layers, t.num_heads)
+                arguments.setdefault("cross_attention_dim", t.hidden_size)
+            unet = AtlasUNet2DModel.from_config(arguments)
+        if c.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        modules = {"unet": unet.to(memory_format=torch.channels_last), "text_encoder": text_encoder}
+        self.networks = {name: m.train() for name, m in modules.items() if m is not None}
+
+    def _build_optimizer(self) -> None:
+        c = self.config
+        self.parameters = [p for module in self.networks.values() for p in module.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=c.learning_rate, betas=(0.9, 0.99), weight_decay=c.weight_decay, fused=True
+        )
+        self.lr_scheduler = get_scheduler(
+            c.lr_scheduler, self.optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.max_steps
+        )
+        self.ema = EMAModel(self.parameters, decay=c.ema_decay, inv_gamma=1.0, power=0.75, use_ema_warmup=True)
+        prepared = self.accelerator.prepare(*self.networks.values(), self.optimizer)
+        self.wrapped = dict(zip(self.networks, prepared))
+        self.optimizer = prepared[-1]
+        self.ema.to(self.accelerator.device)
+
+    # ------------------------------------------------------------------ loop
+
+    def train(self) -> Path:
+        """Run to ``max_steps``, save the pipeline and return its folder."""
+        c, main = self.config, self.accelerator.is_main_process
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if main:
+            (self.folder / "recipe.json").write_text(c.model_dump_json(indent=1))
+        bar = tqdm(total=c.max_steps, initial=self.step, unit="step", disable=not main)
+        batches = iter(self._loader())
+        running = []
+        while self.step < c.max_steps:
+            running.append(self._optimizer_step(batches))
+            self.step += 1
+            bar.update()
+            if self.step % c.log_interval == 0:
+                loss = torch.stack(running).mean().item()
+                running.clear()
+                self._log(bar, loss)
+            if self.step % c.checkpoint_interval == 0 or self.step == c.max_steps:
+                self.save_checkpoint()
+            if c.sample_interval and self.step % c.sample_interval == 0 and main:
+                self._sample_grid()
+        bar.close()
+        if main:
+            self.save_pipeline(self.folder / "pipeline")
+        self.accelerator.end_training()
+        return self.folder / "pipeline"
+
+    def _loader(self) -> DataLoader:
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        sampler = StepSampler(
+            len(self.dataset), self.micro_batch * world, self.config.seed, start=self.step * self.accumulation
+        )
+        share = _Shard(sampler, rank, world)
+        return DataLoader(self.dataset, batch_sampler=share, num_workers=self.config.dataset.num_workers)
+
+    def _optimizer_step(self, batches) -> torch.Tensor:
+        c = self.config
+        generator = torch.Generator().manual_seed(
+            (c.seed * 1_000_003 + self.step) * self.accelerator.num_processes + self.accelerator.process_index
+        )
+        total = torch.zeros((), device=self.accelerator.device)
+        for part in range(self.accumulation):
+            last = part == self.accumulation - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped["unet"]):
+                loss = self._loss(next(batches), generator) / self.accumulation
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self.accelerator.clip_grad_norm_(self.parameters, c.gradient_clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr_scheduler.step()
+        self.ema.step(self.parameters)
+        return total
+
+    def _loss(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
+        c, device = self.config, self.accelerator.device
+        data = batch["pixels"].to(device, memory_format=torch.channels_last)
+        noise = torch.randn(data.shape, generator=generator).to(data)
+        timesteps = stratified_timesteps(len(data), len(self.scheduler), generator).to(device)
+        alpha, sigma = self.scheduler.levels_at(timesteps, like=data)
+        kept = torch.rand(len(data), generator=generator) >= c.caption_dropout
+        context = None
+        if self.tokenizer is not None:
+            texts = [text if keep else "" for text, keep in zip(batch["text"], kept.tolist())]
+            context = self.wrapped["text_encoder"](tokenize(self.tokenizer, texts).to(device)).last_hidden_state
+        output = self.wrapped["unet"](alpha * data + sigma * noise, timesteps, context).sample
+        return denoising_loss(
+            output, data, noise, alpha.flatten(), sigma.flatten(), self.scheduler.config.prediction_type, c.min_snr_gamma
+        )
+
+    def _log(self, bar: tqdm, loss: float) -> None:
+        loss = self.accelerator.reduce(torch.tensor(loss, device=self.accelerator.device), "mean").item()
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss became {loss} near step {self.step}; the last checkpoint is kept")
+        if self.accelerator.is_main_process:
+            bar.set_postfix(loss=f"{loss:.4f}")
+            seconds = bar.format_dict["elapsed"]
+            row = {"step": self.step, "loss": loss, "lr": self.lr_scheduler.get_last_lr()[0], "seconds": round(seconds, 1)}
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    # ------------------------------------------------------------------ what is written
+
+    def save_checkpoint(self) -> None:
+        """Weights, averages, optimiser moments and the step, complete or not at all."""
+        if self.accelerator.is_main_process:
+            tensors = {f"weight.{i}": p for i, p in enumerate(self.parameters)}
+            tensors |= {f"average.{i}": p for i, p in enumerate(self.ema.shadow_params)}
+            moments = self.optimizer.state_dict()["state"]
+            tensors |= {f"moment.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
+            schedule = {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"}
+            state = {"ema_step": self.ema.optimization_step, "lr_scheduler": schedule}
+            save_checkpoint(self.folder, self.step, tensors, state, self.config.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self, path: Path) -> None:
+        tensors, state = load_checkpoint(path)
+        for i, p in enumerate(self.parameters):
+            found = tensors.get(f"weight.{i}")
+            if found is None or found.shape != p.shape:
+                shape = None if found is None else tuple(found.shape)
+                raise ValueError(f"checkpoint {path}: weight {i} has shape {shape}, this recipe's has {tuple(p.shape)}")
+            p.data.copy_(found)
+            self.ema.shadow_params[i].copy_(tensors[f"average.{i}"])
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {
+            i: {k: tensors[f"moment.{i}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")} for i in range(len(self.parameters))
+        }
+        self.optimizer.load_state_dict(optimizer)
+        self.ema.optimization_step = state["ema_step"]
+        self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **state["lr_scheduler"]})
+        for group, rate in zip(self.optimizer.param_groups, state["lr_scheduler"]["_last_lr"]):
+            group["lr"] = rate
+        self.step = state["step"]
+
+    def build_pipeline(self):
+        """The pipeline around the current networks; call inside :meth:`averaged` for the averaged weights."""
+        return atlas_diffusers.AtlasPipeline(
+            unet=self.networks["unet"],
+            scheduler=self.scheduler,
+            text_encoder=self.networks.get("text_encoder"),
+            tokenizer=self.tokenizer,
+            default_guidance_scale=self.config.guidance_scale,
+            default_num_inference_steps=self.config.sample_steps,
+        )
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Write a pipeline folder with the averaged weights."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        self.build_pipeline().save_pretrained(folder)
+        self.ema.restore(self.parameters)
+
+    def _sample_grid(self) -> None:
+        from ..pipelines.grids import labelled_grid
+
+        prompts = self.config.sample_prompts
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        for network in self.networks.values():
+            network.eval()
+        pipeline = self.build_pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        count = len(prompts) or 8
+        generators = [torch.Generator().manual_seed(i) for i in range(count)]
+        arguments = {"prompt": prompts} if prompts else {"num_images_per_prompt": count}
+        images = pipeline(**arguments, generator=generators).images
+        labelled_grid(images, prompts or [""] * count).save(self.folder / f"sample-{self.step:06d}.png")
+        self.ema.restore(self.parameters)
+        for network in self.networks.values():
+            network.train()
+
+
+class _Shard:
+    """Every process's contiguous share of each batch of a sampler over the whole world."""
+
+    def __init__(self, sampler: StepSampler, rank: int, world: int):
+        self.sampler, self.rank, self.world = sampler, rank, world
+
+    def __iter__(self):
+        for batch in self.sampler:
+            share = len(batch) // self.world
+            yield batch[self.rank * share : (self.rank + 1) * share]
+
+
+def scheduler_from_dict(config: dict):
+    """A scheduler from its configuration; ``_class_name`` names one of this package's classes."""
+    name = config.get("_class_name", "AtlasDDIMScheduler")
+    if name not in atlas_diffusers.SCHEDULERS:
+        raise ValueError(f"scheduler._class_name={name!r} is unknown; allowed are {atlas_diffusers.SCHEDULERS}")
+    return getattr(atlas_diffusers, name)(**{k: v for k, v in config.items() if k != "_class_name"})

@@ -1,0 +1,66 @@
+"""Tiny offline components, one thread, no hub."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+import atlas_diffusers
+from atlas_diffusers.conditioning import build_text_encoder, build_tokenizer
+
+torch.set_num_threads(1)
+
+TINY_UNET = {
+    "sample_size": 8,
+    "base_channels": 8,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention_levels": (1,),
+    "num_heads": 2,
+    "norm_num_groups": 4,
+}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def build_tiny_unet(**changes):
+    """A network of some ten thousand parameters with the same weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return atlas_diffusers.AtlasUNet2DModel(**{**TINY_UNET, **changes}).eval()
+
+
+def build_tiny_text():
+    """A tokenizer and text encoder of width 16 with the same weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = build_tokenizer(["red heart", "blue star", "green leaf"], 600, 8)
+        return tokenizer, build_text_encoder(tokenizer, 16, 1, 2).eval()
+
+
+def build_tiny_pipeline(**changes):
+    """A text-to-image ``AtlasPipeline`` of 8x8 pixels."""
+    tokenizer, text_encoder = build_tiny_text()
+    unet = build_tiny_unet(cross_attention_levels=(1,), cross_attention_dim=16, addition_embed_type="text")
+    scheduler = atlas_diffusers.AtlasDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    components = {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
+    pipeline = atlas_diffusers.AtlasPipeline(**{**components, "default_num_inference_steps": 3, **changes})
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(autouse=True)
+def global_random_state_is_untouched():
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(before, torch.random.get_rng_state()), "the test changed the global random state"
+
+
+@pytest.fixture
+def tiny_pipeline():
+    return build_tiny_pipeline()

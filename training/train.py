@@ -1,0 +1,31 @@
+"""Train a pipeline from a recipe.
+
+    accelerate launch training/train.py --config training/recipes/emoji.yaml
+    accelerate launch training/train.py --config training/recipes/emoji.yaml --max_steps 200 --dataset.resolution 32
+"""
+
+import argparse
+import sys
+
+from atlas_diffusers.config import TrainingConfig, apply_overrides, read_mapping, validate
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="recipe, YAML or JSON; further --key value pairs override it")
+    args, overrides = parser.parse_known_args()
+    try:
+        config = validate(TrainingConfig, apply_overrides(read_mapping(args.config), overrides))
+
+        from atlas_diffusers.training import Trainer
+
+        folder = Trainer(config).train()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    print(f"pipeline: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
