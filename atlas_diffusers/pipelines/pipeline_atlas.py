@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
@@ -16,8 +17,10 @@ from diffusers.utils import logging
 from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..conditioning import tokenize
+from ..models import AtlasUNet2DModel
 from .call_state import PerThread
 from .inputs import batch_size_of, check_call_inputs
 from .loading import resolve_pipeline
@@ -51,11 +54,11 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def __init__(
         self,
-        unet,
+        unet: AtlasUNet2DModel | UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
+        vae: AutoencoderKL | None = None,
+        text_encoder: CLIPTextModel | None = None,
+        tokenizer: CLIPTokenizer | None = None,
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 7.5,
     ):
@@ -78,7 +81,8 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """
         path = resolve_pipeline(str(pretrained_model_name_or_path))
         try:
-            return super().from_pretrained(path, **kwargs)
+            with torch.random.fork_rng():
+                return super().from_pretrained(path, **kwargs)
         except SafetensorError as error:
             raise OSError(f"{path}: weights are damaged: {error}") from error
 
@@ -202,7 +206,7 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         steps = -(-len(scheduler.timesteps) // order)
         begin = (steps - max(1, min(int(steps * strength), steps))) * order
         noise = randn_tensor(clean.shape, generator, clean.device, clean.dtype) if latents is None else latents
-        scheduler.set_begin_index(begin)
+        _set_begin_index(scheduler, begin)
         return scheduler.add_noise(clean, noise, scheduler.timesteps[begin : begin + 1].repeat(len(clean))), begin
 
     def _decode(self, latents: torch.Tensor, output_type: str):
@@ -309,7 +313,7 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             latents, begin = self._start(clean, strength, scheduler, generator, latents)
         else:
             latents = self.prepare_latents(batch, height, width, dtype, device, generator, latents, scheduler)
-            scheduler.set_begin_index(0)
+            _set_begin_index(scheduler, 0)
         extra = self._extra_step_arguments(scheduler, generator, eta)
 
         steps = scheduler.timesteps[begin:]
@@ -366,6 +370,11 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         known = inspect.signature(scheduler.step).parameters
         given = {"generator": generator, "eta": eta}
         return {name: value for name, value in given.items() if name in known}
+
+
+def _set_begin_index(scheduler, index: int) -> None:
+    if hasattr(scheduler, "set_begin_index"):  # Diffusers' PNDM has none and needs none
+        scheduler.set_begin_index(index)
 
 
 def _stop_where_unhealthy(healthy: list[torch.Tensor]) -> None:

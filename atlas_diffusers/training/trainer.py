@@ -215,6 +215,7 @@ class Trainer:
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         self.build_pipeline().save_pretrained(folder)
+        (folder / "recipe.json").write_text(self.config.model_dump_json(indent=1) + "\n")
         self.ema.restore(self.parameters)
 
     def _sample_grid(self) -> None:

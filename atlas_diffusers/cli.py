@@ -1,0 +1,103 @@
+"""The command line ``atlas-diffusers``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+EXAMPLES = """examples:
+  atlas-diffusers generate "a red heart" -o heart.png
+  atlas-diffusers generate "panda face" "sunflower" --count 4 --seed 7 -o grid.png
+  atlas-diffusers generate "frog face" --model outputs/atlas-emoji/pipeline --scheduler ddpm --steps 100 -o frog.png
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints a mistake in one line and exits with status 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every subcommand."""
+    parser = _Parser(prog="atlas-diffusers", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    generate = commands.add_parser(
+        "generate",
+        help="pictures from prompts",
+        description="Generate pictures from prompts; several are laid out on one labelled sheet.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    generate.add_argument("prompts", nargs="+", metavar="PROMPT")
+    generate.add_argument("-o", "--output", type=Path, default=Path("atlas.png"), help="picture file (default: %(default)s)")
+    generate.add_argument("-m", "--model", default="atlas-emoji", help="embedded name, folder or hub id (default: %(default)s)")
+    generate.add_argument("-n", "--count", type=int, default=1, help="pictures a prompt (default: %(default)s)")
+    generate.add_argument("--steps", type=int, help="sampling steps (default: the pipeline's)")
+    generate.add_argument("--guidance", type=float, help="guidance scale, 1 is off (default: the pipeline's)")
+    generate.add_argument("--negative", help="negative prompt")
+    generate.add_argument("--seed", type=int, default=0, help="picture i of the run uses seed + i (default: %(default)s)")
+    generate.add_argument("--scheduler", help="ddim, ddpm or a class name (default: the pipeline's)")
+    generate.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    generate.set_defaults(run=run_generate)
+    return parser
+
+
+def scheduler_class(name: str):
+    """A scheduler class from its class name, or from the short name of one of ours (``ddim``)."""
+    import diffusers
+
+    import atlas_diffusers
+
+    short = {n.removeprefix("Atlas").removesuffix("Scheduler").lower(): n for n in atlas_diffusers.SCHEDULERS}
+    found = short.get(name.lower(), name)
+    if not found.endswith("Scheduler") or not hasattr(diffusers, found):
+        raise ValueError(f"scheduler {name!r} is unknown; allowed are {sorted(short)} and Diffusers' class names")
+    return getattr(diffusers, found)
+
+
+def check_output(path: Path) -> None:
+    """Raise before any work is done if ``path`` cannot become a picture file."""
+    from PIL import Image
+
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"output {path}: expected a picture file name such as {path.stem or 'picture'}.png")
+    if not path.parent.is_dir():
+        raise OSError(f"output {path}: folder {path.parent} does not exist")
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    if args.count < 1:
+        raise ValueError(f"--count {args.count}; expected at least 1")
+    if args.steps is not None and args.steps < 1:
+        raise ValueError(f"--steps {args.steps}; expected at least 1")
+    check_output(args.output)
+    import torch
+
+    from .pipelines import AtlasPipeline, labelled_grid
+
+    pipeline = AtlasPipeline.from_pretrained(args.model).to(args.device)
+    if args.scheduler is not None:
+        pipeline.scheduler = scheduler_class(args.scheduler).from_config(pipeline.scheduler.config)
+    prompts = [prompt for prompt in args.prompts for _ in range(args.count)]
+    images = pipeline(
+        prompts,
+        negative_prompt=args.negative,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        generator=[torch.Generator().manual_seed(args.seed + i) for i in range(len(prompts))],
+    ).images
+    sheet = images[0] if len(images) == 1 else labelled_grid(images, prompts)
+    sheet.save(args.output)
+    print(args.output.resolve())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; bad input prints one line and gives status 2."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        print(f"atlas-diffusers: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
