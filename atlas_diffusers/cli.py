@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -66,6 +67,22 @@ def check_output(path: Path) -> None:
         raise OSError(f"output {path}: folder {path.parent} does not exist")
 
 
+@contextmanager
+def no_loading_bars():
+    """Only sampling shows its progress."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
+
+
 def run_generate(args: argparse.Namespace) -> None:
     if args.count < 1:
         raise ValueError(f"--count {args.count}; expected at least 1")
@@ -76,9 +93,11 @@ def run_generate(args: argparse.Namespace) -> None:
 
     from .pipelines import AtlasPipeline, labelled_grid
 
-    pipeline = AtlasPipeline.from_pretrained(args.model).to(args.device)
-    if args.scheduler is not None:
-        pipeline.scheduler = scheduler_class(args.scheduler).from_config(pipeline.scheduler.config)
+    scheduler = None if args.scheduler is None else scheduler_class(args.scheduler)
+    with no_loading_bars():
+        pipeline = AtlasPipeline.from_pretrained(args.model).to(args.device)
+    if scheduler is not None:
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     prompts = [prompt for prompt in args.prompts for _ in range(args.count)]
     images = pipeline(
         prompts,

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +10,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which ``1e-4`` is a number, as in YAML 1.2 and JSON (PyYAML wants ``1.0e-4``)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -20,7 +30,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     """
     text = Path(path).read_text(encoding="utf-8")
     try:
-        data = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+        data = json.loads(text) if str(path).endswith(".json") else yaml.load(text, _Loader)
     except (yaml.YAMLError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: does not parse: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
@@ -47,7 +57,11 @@ def apply_overrides(data: dict[str, Any], arguments: list[str]) -> dict[str, Any
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
                 raise ValueError(f"--{key[2:]}: {section!r} is a value, not a section")
-        target[last] = yaml.safe_load(value if equals else queue.pop(0))
+        value = value if equals else queue.pop(0)
+        try:
+            target[last] = yaml.load(value, _Loader)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--{key[2:]}: {value!r} does not parse: {' '.join(str(error).split())}") from error
     return result
 
 

@@ -60,6 +60,7 @@ class TrainingConfig(StrictModel):
     gradient_clip_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
     min_snr_gamma: float | None = Field(None, gt=0, description="Hang et al. 2023 (arXiv 2303.09556)")
+    timestep_shift: float = Field(1.0, gt=0, description="above 1 trains noisy timesteps more often (arXiv 2403.03206)")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="how often the caption is empty, for guidance")
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
@@ -71,6 +72,7 @@ class TrainingConfig(StrictModel):
     sample_interval: int | None = Field(None, ge=1, description="steps between sample grids")
     sample_prompts: list[str] = []
     sample_steps: int = Field(25, ge=1)
+    save_dtype: Literal["float32", "float16"] = Field("float32", description="of the network's weights in the saved pipeline")
     guidance_scale: float = Field(3.0, ge=1, description="of sample grids, and the default of the saved pipeline")
 
     @model_validator(mode="after")

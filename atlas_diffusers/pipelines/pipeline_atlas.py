@@ -11,24 +11,19 @@ from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg, retrieve_timesteps
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import logging
-from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
-from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..conditioning import tokenize
 from ..models import AtlasUNet2DModel
 from .call_state import PerThread
+from .conditioned import ConditioningMixin
 from .inputs import batch_size_of, check_call_inputs
+from .latents import LatentsMixin
 from .loading import resolve_pipeline
 
-logger = logging.get_logger(__name__)
 
-
-class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class AtlasPipeline(ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     r"""
     Generates pictures with a UNet and any scheduler, in pixels or in the latent space of a VAE.
 
@@ -45,7 +40,7 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae", "text_encoder", "tokenizer"]
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
 
     _guidance_scale = PerThread(7.5)
     _guidance_rescale = PerThread(0.0)
@@ -108,114 +103,6 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         """Set ``_interrupt`` to stop after the current step."""
         return self._interrupt
 
-    @property
-    def has_text(self) -> bool:
-        """Whether the network attends to a prompt."""
-        config = self.unet.config
-        return config.get("cross_attention_dim") is not None and self._uses_context(config)
-
-    @staticmethod
-    def _uses_context(config) -> bool:
-        return bool(config.get("cross_attention_levels", True) or config.get("addition_embed_type"))
-
-    # ------------------------------------------------------------------ conditioning
-
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        device: torch.device | None = None,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        lora_scale: float | None = None,
-    ):
-        """
-        Text states of prompts and negative prompts, ``(batch * num_images_per_prompt, tokens, width)`` each.
-
-        Args:
-            prompt, negative_prompt: texts; one negative prompt serves all prompts, ``None`` is the empty text.
-            device: where the states are wanted.
-            num_images_per_prompt: copies of each prompt, next to each other.
-            do_classifier_free_guidance: without it the negative states are ``None``.
-            prompt_embeds, negative_prompt_embeds: states made before; take the place of the texts.
-            lora_scale: scale of the text encoder's LoRA layers.
-        """
-        device = device or self._execution_device
-        if lora_scale is not None and self.text_encoder is not None:
-            self._lora_scale = lora_scale
-            scale_lora_layers(self.text_encoder, lora_scale)
-        if prompt_embeds is None:
-            prompt_embeds = self._encode([prompt] if isinstance(prompt, str) else prompt, device)
-        count = len(prompt_embeds)
-        if do_classifier_free_guidance and negative_prompt_embeds is None:
-            negative = [negative_prompt or ""] * count if not isinstance(negative_prompt, list) else negative_prompt
-            negative_prompt_embeds = self._encode(negative, device)
-        prompt_embeds = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
-        if do_classifier_free_guidance:
-            negative_prompt_embeds = negative_prompt_embeds.to(device).expand(count, -1, -1)
-            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
-        if lora_scale is not None and self.text_encoder is not None:
-            unscale_lora_layers(self.text_encoder, lora_scale)
-        return prompt_embeds, negative_prompt_embeds
-
-    def _encode(self, texts: list[str], device: torch.device) -> torch.Tensor:
-        limit = self.tokenizer.model_max_length
-        cut = [text for text in texts if len(self.tokenizer(text).input_ids) > limit]
-        if cut:
-            logger.warning(f"prompts longer than {limit} tokens are cut at the end: {cut}")
-        ids = tokenize(self.tokenizer, texts).to(device)
-        return self.text_encoder(ids).last_hidden_state.to(self.unet.dtype)
-
-    def _class_labels(self, class_labels, batch: int, repeats: int, device: torch.device) -> torch.Tensor | None:
-        """Labels of the whole batch; without any, the label that stands for "no class"."""
-        count = getattr(self.unet.config, "num_class_embeds", None)
-        if count is None:
-            return None
-        labels = torch.as_tensor([count] * batch if class_labels is None else class_labels, device=device)
-        return labels.reshape(-1).long().repeat_interleave(repeats)
-
-    # ------------------------------------------------------------------ latents
-
-    def prepare_latents(
-        self, batch: int, height: int, width: int, dtype: torch.dtype, device: torch.device, generator, latents, scheduler
-    ) -> torch.Tensor:
-        """Start noise of the scheduler's first level, ``(batch, channels, height / scale, width / scale)``."""
-        factor = self.vae_scale_factor
-        shape = (batch, self.unet.config.in_channels, height // factor, width // factor)
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {shape}")
-        return latents.to(device=device, dtype=dtype) * scheduler.init_noise_sigma
-
-    def _encode_image(self, image: PipelineImageInput, height: int, width: int, batch: int, generator) -> torch.Tensor:
-        """Clean latents of an input picture, repeated to the batch."""
-        pixels = self.image_processor.preprocess(image, height=height, width=width)
-        pixels = pixels.to(device=self._execution_device, dtype=self.unet.dtype)
-        if self.vae is not None:
-            pixels = retrieve_latents(self.vae.encode(pixels), generator=generator) * self.vae.config.scaling_factor
-        if batch % len(pixels):
-            raise ValueError(f"{len(pixels)} pictures do not divide a batch of {batch} samples")
-        return pixels.repeat_interleave(batch // len(pixels), dim=0)
-
-    def _start(self, clean: torch.Tensor, strength: float, scheduler, generator, latents) -> tuple[torch.Tensor, int]:
-        """Noisy latents of a picture and the index of the timestep they belong to (image-to-image)."""
-        order = scheduler.order
-        steps = -(-len(scheduler.timesteps) // order)
-        begin = (steps - max(1, min(int(steps * strength), steps))) * order
-        noise = randn_tensor(clean.shape, generator, clean.device, clean.dtype) if latents is None else latents
-        _set_begin_index(scheduler, begin)
-        return scheduler.add_noise(clean, noise, scheduler.timesteps[begin : begin + 1].repeat(len(clean))), begin
-
-    def _decode(self, latents: torch.Tensor, output_type: str):
-        if output_type == "latent":
-            return latents
-        if self.vae is not None:
-            latents = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
-        return self.image_processor.postprocess(latents, output_type=output_type)
-
     # ------------------------------------------------------------------ the call
 
     @torch.no_grad()
@@ -267,7 +154,8 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             output_type: `pil`, `np`, `pt` or `latent`.
             return_dict: return an output object instead of a tuple.
             callback_on_step_end: called as ``f(pipeline, index, timestep, tensors)``, returns the tensors to replace.
-            callback_on_step_end_tensor_inputs: names of the tensors that it gets, by default ``["latents"]``.
+            callback_on_step_end_tensor_inputs: names of the tensors that it gets, `latents` (the default) and
+                `prompt_embeds` (where guidance is on, negative states first).
 
         Raises:
             ValueError: for inputs that do not fit, or when the network returns NaN or infinity (with the step).
@@ -281,41 +169,33 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             self, prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds,
             num_images_per_prompt, height, width, strength, generator, output_type, tensor_inputs,
         )  # fmt: skip
-
-        scheduler, device, dtype = copy.deepcopy(self.scheduler), self._execution_device, self.unet.dtype
-        groups = batch_size_of(prompt, class_labels, prompt_embeds)
-        batch = groups * num_images_per_prompt
         self._guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
         self._guidance_rescale, self._interrupt = guidance_rescale, False
         self._guided = any(value is not None for value in (prompt, class_labels, prompt_embeds))
-
-        if self.has_text:
-            texts = [""] * groups if prompt is None else prompt
-            scale = (cross_attention_kwargs or {}).get("scale")
-            prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-                texts, device, num_images_per_prompt, self.do_classifier_free_guidance,
-                negative_prompt, prompt_embeds, negative_prompt_embeds, scale,
-            )  # fmt: skip
-        labels = self._class_labels(class_labels, groups, num_images_per_prompt, device)
-        if self.do_classifier_free_guidance:
-            if prompt_embeds is not None:
-                prompt_embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-            if labels is not None:
-                labels = torch.cat([torch.full_like(labels, self.unet.config.num_class_embeds), labels])
-
         if timesteps is None and sigmas is None and num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
+
+        batch = batch_size_of(prompt, class_labels, prompt_embeds) * num_images_per_prompt
+        scheduler, device = copy.deepcopy(self.scheduler), self._execution_device
+        prompt_embeds, labels = self._conditions(
+            prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds,
+            num_images_per_prompt, (cross_attention_kwargs or {}).get("scale"), device,
+        )  # fmt: skip
         explicit = timesteps is not None or sigmas is not None
         retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
-        begin = 0
-        if image is not None:
-            clean = self._encode_image(image, height, width, batch, generator)
-            latents, begin = self._start(clean, strength, scheduler, generator, latents)
-        else:
-            latents = self.prepare_latents(batch, height, width, dtype, device, generator, latents, scheduler)
-            _set_begin_index(scheduler, 0)
-        extra = self._extra_step_arguments(scheduler, generator, eta)
+        latents, begin = self._start(scheduler, batch, height, width, image, strength, generator, latents)
+        latents = self._denoise(
+            scheduler, latents, begin, prompt_embeds, labels, cross_attention_kwargs,
+            self._extra_step_arguments(scheduler, generator, eta), callback_on_step_end, tensor_inputs,
+        )  # fmt: skip
+        images = self._decode(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def _denoise(
+        self, scheduler, latents, begin, prompt_embeds, labels, cross_attention_kwargs, extra, callback, tensor_inputs
+    ) -> torch.Tensor:
+        """The sampling loop, from ``timesteps[begin]`` to clean latents."""
         steps = scheduler.timesteps[begin:]
         self._num_timesteps = len(steps)
         healthy = []
@@ -326,24 +206,16 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
                 prediction = self._guided_prediction(scheduler, latents, t, prompt_embeds, labels, cross_attention_kwargs)
                 healthy.append(prediction.isfinite().all())
                 latents = scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    available = {
-                        "latents": latents,
-                        "prompt_embeds": prompt_embeds,
-                        "negative_prompt_embeds": negative_prompt_embeds,
-                    }
-                    changed = callback_on_step_end(self, index, t, {name: available[name] for name in tensor_inputs})
-                    latents = changed.pop("latents", latents)
-                    prompt_embeds = changed.pop("prompt_embeds", prompt_embeds)
-                    negative_prompt_embeds = changed.pop("negative_prompt_embeds", negative_prompt_embeds)
+                if callback is not None:
+                    tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
+                    changed = callback(self, index, t, {name: tensors[name] for name in tensor_inputs}) or {}
+                    latents = changed.get("latents", latents)
+                    prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
                 if index % scheduler.order == 0:
                     progress.update()
-                if device.type == "cpu" or index == len(steps) - 1:
+                if latents.device.type == "cpu" or index == len(steps) - 1:
                     _stop_where_unhealthy(healthy)
-
-        images = self._decode(latents, output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return latents
 
     def _guided_prediction(
         self, scheduler, latents: torch.Tensor, t: torch.Tensor, prompt_embeds, labels, cross_attention_kwargs
@@ -370,11 +242,6 @@ class AtlasPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         known = inspect.signature(scheduler.step).parameters
         given = {"generator": generator, "eta": eta}
         return {name: value for name, value in given.items() if name in known}
-
-
-def _set_begin_index(scheduler, index: int) -> None:
-    if hasattr(scheduler, "set_begin_index"):  # Diffusers' PNDM has none and needs none
-        scheduler.set_begin_index(index)
 
 
 def _stop_where_unhealthy(healthy: list[torch.Tensor]) -> None:

@@ -37,7 +37,7 @@ def load_emoji(split: str = "all", categories: list[str] | None = None):
 
     Args:
         split: `train` (about 90%), `test` (held out of the training of the embedded pipeline) or `all`.
-        categories: keep only these categories; ``None`` keeps all nine.
+        categories: keep only these categories; ``None`` keeps all eight.
 
     Returns:
         ``datasets.Dataset`` with columns ``image`` (PIL), ``text`` (caption), ``aliases`` (other captions), ``category``.
@@ -73,4 +73,4 @@ def load_emoji(split: str = "all", categories: list[str] | None = None):
             "category": datasets.Value("string"),
         }
     )
-    return datasets.Dataset.from_list(rows, features=features)
+    return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)

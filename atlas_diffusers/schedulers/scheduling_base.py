@@ -1,4 +1,4 @@
-"""What every sampler shares: configuration, time grid, position in the grid, prediction types. A sampler adds one ``step``."""
+"""What every sampler shares: configuration, noise process, time grid, position in it. A sampler adds one ``step``."""
 
 import functools
 import inspect
@@ -19,6 +19,10 @@ from .time_grid import TimeGrid, build_time_grid
 
 FAMILY: list[str] = []
 ZERO_SNR_FLOOR = 2.0**-24
+# what a network was trained with: travels to other classes even where it was left at its default
+PROCESS_OPTIONS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+# schedules that every Diffusers scheduler knows; others travel as explicit betas
+STOCK_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 @dataclass
@@ -27,6 +31,11 @@ class AtlasSchedulerOutput(BaseOutput):
 
     prev_sample: torch.Tensor
     pred_original_sample: torch.Tensor | None = None
+
+
+def _without_process(config) -> list[str]:
+    """The options left at their defaults that another class may replace by its own defaults."""
+    return [name for name in config.get("_use_default_values", ()) if name not in PROCESS_OPTIONS]
 
 
 def extend_config(init):
@@ -119,6 +128,18 @@ class BaseNoiseScheduler(SchedulerMixin, ConfigMixin):
         FAMILY.append(cls.__name__)
 
     @classmethod
+    def from_config(cls, config, *args, **kwargs):
+        """
+        As in Diffusers, from any scheduler's configuration; the noise process travels even where it is a default, and
+        betas derived from a schedule's name give way when the schedule is overridden.
+        """
+        if isinstance(config, dict):
+            config = {**config, "_use_default_values": _without_process(config)}
+            if config.get("_derived_betas") and not kwargs.keys().isdisjoint(PROCESS_OPTIONS):
+                del config["_derived_betas"], config["trained_betas"]
+        return super().from_config(config, *args, **kwargs)
+
+    @classmethod
     def _get_compatibles(cls):
         names = {cls.__name__, *cls._compatibles, *FAMILY}
         return [getattr(diffusers, name) for name in sorted(names) if hasattr(diffusers, name)]
@@ -126,10 +147,10 @@ class BaseNoiseScheduler(SchedulerMixin, ConfigMixin):
     # ------------------------------------------------------------------ noise process
 
     def _setup(self) -> None:
-        c = self.config
-        self.register_to_config(_class_name=type(self).__name__)
         self._check_config()
         self.betas = self._get_beta_schedule()
+        self._register_for_diffusers()
+        c = self.config
         if c.rescale_betas_zero_snr:
             self.betas = rescale_zero_terminal_snr(self.betas)
         self.alphas = 1.0 - self.betas
@@ -142,6 +163,16 @@ class BaseNoiseScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = None
         self._grid: TimeGrid | None = None
         self._step_index = self._begin_index = None
+
+    def _register_for_diffusers(self) -> None:
+        """Complete the configuration so that Diffusers' own schedulers read the same noise process from it."""
+        c = self.config
+        self.register_to_config(_class_name=type(self).__name__, _use_default_values=_without_process(c))
+        overridden = type(self)._get_beta_schedule is not BaseNoiseScheduler._get_beta_schedule
+        if c.beta_schedule == "cosine" and not overridden:
+            self.register_to_config(beta_schedule="squaredcos_cap_v2")
+        elif overridden or (c.trained_betas is None and c.beta_schedule not in STOCK_SCHEDULES):
+            self.register_to_config(trained_betas=self.betas.tolist(), _derived_betas=True)
 
     def _get_beta_schedule(self) -> torch.Tensor:
         """The betas of this process, ``(num_train_timesteps,)``; override to add a schedule by subclassing."""

@@ -22,11 +22,13 @@ def spaced_timesteps(spacing: str, steps: int, num_train_timesteps: int, offset:
     index = torch.arange(steps, dtype=torch.float64)
     match spacing:
         case "linspace":
-            return torch.linspace(0, T - 1, steps, dtype=torch.float64).flip(0) if steps > 1 else index + T - 1
+            # products, not torch.linspace: halves then round as numpy's do in Diffusers
+            return (index * ((T - 1) / (steps - 1))).clamp(max=T - 1).flip(0) if steps > 1 else index + T - 1
         case "leading":
             return index.flip(0) * (T // steps) + offset
         case "trailing":
-            return (T - index * (T / steps)).round() - 1
+            # the stride as numpy.arange(T, 0, -T/steps) computes it, for the same reason
+            return (T + index * ((T - T / steps) - T)).round() - 1
     raise ValueError(f"timestep_spacing={spacing!r} is unknown; allowed are {TIMESTEP_SPACINGS}")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset, Sampler
 
 from ..config import DatasetConfig
@@ -39,6 +39,10 @@ def decode(picture: dict, index: int) -> Image.Image:
     try:
         source = picture["path"] if picture["bytes"] is None else io.BytesIO(picture["bytes"])
         with Image.open(source) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I;16"):
+                # convert() would clip everything above 255 to white
+                image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
             image = image.convert("RGBA")
     except OSError as error:
         raise OSError(f"picture {picture['path'] or f'number {index}'} cannot be read: {error}") from error

@@ -5,15 +5,20 @@ import torch
 from ..schedules import data_coefficients, output_coefficients
 
 
-def stratified_timesteps(batch: int, num_train_timesteps: int, generator: torch.Generator) -> torch.Tensor:
+def stratified_timesteps(
+    batch: int, num_train_timesteps: int, generator: torch.Generator, shift: float = 1.0
+) -> torch.Tensor:
     """
-    One uniform timestep a sample, one in each of ``batch`` equal strata: ``t_i = ⌊T·((i + u)/batch)⌋``, shuffled.
+    One timestep a sample, one in each of ``batch`` strata of equal probability: ``u_i = (i + u)/batch``, shuffled
+    (Kingma et al. 2021, appendix I.1, arXiv 2107.00630), then ``t_i = ⌊T·s·u_i/(1 + (s − 1)·u_i)⌋``.
 
-    Kingma et al. 2021, appendix I.1 (arXiv 2107.00630). Returns ``(batch,)`` int64 in ``[0, T)``.
+    A shift s above 1 moves them towards noise (Esser et al. 2024, section 5.3.2, arXiv 2403.03206); 1 is uniform.
+    Returns ``(batch,)`` int64 in ``[0, T)``.
     """
     offset = torch.rand(1, generator=generator)
-    strata = (torch.randperm(batch, generator=generator) + offset) / batch
-    return (strata * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+    u = (torch.randperm(batch, generator=generator) + offset) / batch
+    t = shift * u / (1 + (shift - 1) * u)
+    return (t * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
 def min_snr_weights(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """One training run: networks, noise, optimiser and the loop, on top of Accelerate."""
 
+import copy
 import json
 import math
 from contextlib import nullcontext
@@ -47,7 +48,9 @@ class Trainer:
         self._build_networks()
         self._build_optimizer()
         self.step = 0
-        if config.resume and (checkpoint := latest_checkpoint(self.folder)) is not None:
+        if (checkpoint := latest_checkpoint(self.folder)) is not None:
+            if not config.resume:
+                raise ValueError(f"resume is false, but {checkpoint} exists; choose another output_dir or remove it")
             self._restore(checkpoint)
 
     def _build_networks(self) -> None:
@@ -97,11 +100,13 @@ class Trainer:
             running.append(self._optimizer_step(batches))
             self.step += 1
             bar.update()
+            saving = self.step % c.checkpoint_interval == 0 or self.step == c.max_steps
             if self.step % c.log_interval == 0:
-                loss = torch.stack(running).mean().item()
+                self._log(bar, self._mean_loss(running))
                 running.clear()
-                self._log(bar, loss)
-            if self.step % c.checkpoint_interval == 0 or self.step == c.max_steps:
+            elif saving:
+                self._mean_loss(running)
+            if saving:
                 self.save_checkpoint()
             if c.sample_interval and self.step % c.sample_interval == 0 and main:
                 self._sample_grid()
@@ -117,32 +122,39 @@ class Trainer:
             len(self.dataset), self.micro_batch * world, self.config.seed, start=self.step * self.accumulation
         )
         share = _Shard(sampler, rank, world)
-        return DataLoader(self.dataset, batch_sampler=share, num_workers=self.config.dataset.num_workers)
+        # a generator of its own: without one DataLoader draws from the global random state
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return DataLoader(
+            self.dataset, batch_sampler=share, num_workers=self.config.dataset.num_workers, generator=generator
+        )
 
     def _optimizer_step(self, batches) -> torch.Tensor:
         c = self.config
-        generator = torch.Generator().manual_seed(
-            (c.seed * 1_000_003 + self.step) * self.accelerator.num_processes + self.accelerator.process_index
-        )
-        total = torch.zeros((), device=self.accelerator.device)
-        for part in range(self.accumulation):
-            last = part == self.accumulation - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped["unet"]):
-                loss = self._loss(next(batches), generator) / self.accumulation
-                self.accelerator.backward(loss)
-            total += loss.detach()
-        self.accelerator.clip_grad_norm_(self.parameters, c.gradient_clip_norm)
+        seed = (c.seed * 1_000_003 + self.step) * self.accelerator.num_processes + self.accelerator.process_index
+        generator = torch.Generator().manual_seed(seed)
+        device = self.accelerator.device
+        total = torch.zeros((), device=device)
+        # dropout draws from the global random state: seed it for this step only
+        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+            torch.manual_seed(seed)
+            for part in range(self.accumulation):
+                last = part == self.accumulation - 1
+                with nullcontext() if last else self.accelerator.no_sync(self.wrapped["unet"]):
+                    loss = self._loss(next(batches), generator) / self.accumulation
+                    self.accelerator.backward(loss)
+                total += loss.detach()
+        norm = self.accelerator.clip_grad_norm_(self.parameters, c.gradient_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
         self.ema.step(self.parameters)
-        return total
+        return torch.where(norm.isfinite(), total, norm)
 
     def _loss(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         c, device = self.config, self.accelerator.device
         data = batch["pixels"].to(device, memory_format=torch.channels_last)
         noise = torch.randn(data.shape, generator=generator).to(data)
-        timesteps = stratified_timesteps(len(data), len(self.scheduler), generator).to(device)
+        timesteps = stratified_timesteps(len(data), len(self.scheduler), generator, c.timestep_shift).to(device)
         alpha, sigma = self.scheduler.levels_at(timesteps, like=data)
         kept = torch.rand(len(data), generator=generator) >= c.caption_dropout
         context = None
@@ -154,10 +166,13 @@ class Trainer:
             output, data, noise, alpha.flatten(), sigma.flatten(), self.scheduler.config.prediction_type, c.min_snr_gamma
         )
 
-    def _log(self, bar: tqdm, loss: float) -> None:
-        loss = self.accelerator.reduce(torch.tensor(loss, device=self.accelerator.device), "mean").item()
+    def _mean_loss(self, losses: list[torch.Tensor]) -> float:
+        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss} near step {self.step}; the last checkpoint is kept")
+        return loss
+
+    def _log(self, bar: tqdm, loss: float) -> None:
         if self.accelerator.is_main_process:
             bar.set_postfix(loss=f"{loss:.4f}")
             seconds = bar.format_dict["elapsed"]
@@ -190,7 +205,10 @@ class Trainer:
             self.ema.shadow_params[i].copy_(tensors[f"average.{i}"])
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {
-            i: {k: tensors[f"moment.{i}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq")} for i in range(len(self.parameters))
+            i: {"step": tensors[f"moment.{i}.step"]}
+            # the fused update runs over raw memory: moments need the layout of their weight
+            | {k: torch.empty_like(p).copy_(tensors[f"moment.{i}.{k}"]) for k in ("exp_avg", "exp_avg_sq")}
+            for i, p in enumerate(self.parameters)
         }
         self.optimizer.load_state_dict(optimizer)
         self.ema.optimization_step = state["ema_step"]
@@ -199,24 +217,26 @@ class Trainer:
             group["lr"] = rate
         self.step = state["step"]
 
-    def build_pipeline(self):
-        """The pipeline around the current networks; call inside :meth:`averaged` for the averaged weights."""
+    def build_pipeline(self, networks: dict[str, torch.nn.Module]):
+        """The pipeline around the trained networks, or copies of them."""
         return atlas_diffusers.AtlasPipeline(
-            unet=self.networks["unet"],
+            unet=networks["unet"],
             scheduler=self.scheduler,
-            text_encoder=self.networks.get("text_encoder"),
+            text_encoder=networks.get("text_encoder"),
             tokenizer=self.tokenizer,
             default_guidance_scale=self.config.guidance_scale,
             default_num_inference_steps=self.config.sample_steps,
         )
 
     def save_pipeline(self, folder: Path) -> None:
-        """Write a pipeline folder with the averaged weights."""
+        """Write a pipeline folder with the averaged weights, and the recipe beside them."""
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
-        self.build_pipeline().save_pretrained(folder)
-        (folder / "recipe.json").write_text(self.config.model_dump_json(indent=1) + "\n")
+        copies = {name: copy.deepcopy(network) for name, network in self.networks.items()}
+        copies["unet"].to(getattr(torch, self.config.save_dtype))
         self.ema.restore(self.parameters)
+        self.build_pipeline(copies).save_pretrained(folder)
+        (folder / "recipe.json").write_text(self.config.model_dump_json(indent=1) + "\n")
 
     def _sample_grid(self) -> None:
         from ..pipelines.grids import labelled_grid
@@ -226,7 +246,7 @@ class Trainer:
         self.ema.copy_to(self.parameters)
         for network in self.networks.values():
             network.eval()
-        pipeline = self.build_pipeline()
+        pipeline = self.build_pipeline(self.networks)
         pipeline.set_progress_bar_config(disable=True)
         count = len(prompts) or 8
         generators = [torch.Generator().manual_seed(i) for i in range(count)]

@@ -148,7 +148,10 @@ def test_image_to_image_starts_from_the_noised_picture(tiny_pipeline, strength, 
     torch.testing.assert_close(sample, tiny_pipeline.scheduler.add_noise(picture * 2 - 1, noise, t[None]))
 
 
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler", "PNDMScheduler"])
+STOCK = ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler", "PNDMScheduler"]
+
+
+@pytest.mark.parametrize("name", STOCK)
 def test_diffusers_schedulers_can_be_swapped_in(tiny_pipeline, name):
     p = tiny_pipeline
     p.scheduler = getattr(diffusers, name).from_config(p.scheduler.config)

@@ -1,0 +1,47 @@
+"""The README's Python blocks run, and its first two commands are the Makefile's."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_first_lines_are_the_two_commands():
+    commands = [line.split("#")[0].strip() for line in README.split("```bash\n")[1].split("```")[0].splitlines()]
+    assert commands == ["make demo", "make test"]
+    assert README.index("make demo") < 60
+
+
+def test_python_blocks_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        exec(compile(block, "README.md", "exec"), scope)
+    assert (tmp_path / "heart.png").is_file()
+    assert scope["pipeline"].scheduler.config.use_karras_sigmas
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_the_embedded_pipeline_paints_a_red_heart():
+    from atlas_diffusers import AtlasPipeline, load_emoji
+    from atlas_diffusers.metrics import nearest_neighbours
+    from atlas_diffusers.metrics.retrieval import to_tensor
+
+    pipeline = AtlasPipeline.from_pretrained("atlas-emoji")
+    image = pipeline("a red heart", generator=[torch.Generator().manual_seed(0)]).images
+    emoji = load_emoji("train", ["Smileys & Emotion"])
+    _, nearest = nearest_neighbours(to_tensor(image), to_tensor(emoji["image"]))
+    assert emoji[int(nearest)]["text"] == "red heart"
+
+
+def test_the_embedded_pipeline_is_small():
+    folder = ROOT / "atlas_diffusers" / "pretrained" / "atlas-emoji"
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 16e6

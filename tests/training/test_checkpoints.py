@@ -1,0 +1,115 @@
+"""A checkpoint is there completely or not at all."""
+
+import json
+
+import pytest
+import torch
+from conftest import seeded
+from safetensors import SafetensorError
+
+from atlas_diffusers.training import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64)
+
+
+def tensors(seed=0):
+    values = {str(dtype): torch.randn(3, 4, 3, 3, generator=seeded(seed)).mul(100).to(dtype) for dtype in DTYPES}
+    values["channels_last"] = values["torch.float32"].mul(0.1).to(memory_format=torch.channels_last)
+    return values | {"scalar": torch.tensor(3.0), "special": torch.tensor([float("inf"), -0.0, 1e-45])}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_roundtrip_is_bit_equal(tmp_path):
+    path = save_checkpoint(tmp_path, 7, tensors(), {"rate": 0.1 + 0.2, "names": ["a"]}, keep=2)
+    found, state = load_checkpoint(path)
+    assert path == latest_checkpoint(tmp_path) == tmp_path / "checkpoint-7"
+    assert state == {"rate": 0.1 + 0.2, "names": ["a"], "step": 7}
+    assert found.keys() == tensors().keys()
+    for name, expected in tensors().items():
+        assert found[name].dtype == expected.dtype and torch.equal(found[name], expected)
+    assert torch.signbit(found["special"][1])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_pruning_keeps_the_newest_by_number(tmp_path, keep):
+    steps = [8, 9, 10, 100]
+    for step in steps:
+        save_checkpoint(tmp_path, step, tensors(step), {}, keep)
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == [f"checkpoint-{s}" for s in steps[-keep:]]
+    assert torch.equal(load_checkpoint(latest_checkpoint(tmp_path))[0]["channels_last"], tensors(100)["channels_last"])
+
+
+def test_no_checkpoint(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path):
+    save_checkpoint(tmp_path, 4, tensors(0), {"run": 0}, keep=2)
+    save_checkpoint(tmp_path, 4, tensors(1), {"run": 1}, keep=2)
+    found, state = load_checkpoint(latest_checkpoint(tmp_path))
+    assert state["run"] == 1 and torch.equal(found["channels_last"], tensors(1)["channels_last"])
+    assert names(tmp_path) == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O: No space left on device")])
+def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, error):
+    def fill_the_disk(values, path):
+        path.write_bytes(b"half a file")
+        raise error
+
+    save_checkpoint(tmp_path, 4, tensors(), {}, keep=1)
+    monkeypatch.setattr(checkpoints, "save_file", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path, 8, tensors(1), {}, keep=1)
+    monkeypatch.undo()
+    assert latest_checkpoint(tmp_path).name == "checkpoint-4"
+    assert torch.equal(load_checkpoint(latest_checkpoint(tmp_path))[0]["channels_last"], tensors()["channels_last"])
+    save_checkpoint(tmp_path, 8, tensors(1), {}, keep=1)
+    assert names(tmp_path) == ["checkpoint-8"]
+
+
+def test_a_kill_before_the_rename_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 4, tensors(), {}, keep=1)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, 8, tensors(1), {}, keep=1)
+    assert latest_checkpoint(tmp_path).name == "checkpoint-4"
+
+
+def test_a_leftover_partial_folder_is_ignored_and_overwritten(tmp_path):
+    partial = tmp_path / ".checkpoint-8.partial"
+    partial.mkdir()
+    (partial / "state.safetensors").write_bytes(b"half")
+    (partial / "stray").write_bytes(b"left behind")
+    assert latest_checkpoint(tmp_path) is None
+    path = save_checkpoint(tmp_path, 8, tensors(), {}, keep=1)
+    assert names(tmp_path) == ["checkpoint-8"] and names(path) == ["state.json", "state.safetensors"]
+    assert load_checkpoint(path)[1] == {"step": 8}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", [truncate, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_damaged_checkpoint_is_named(tmp_path, file, damage):
+    path = save_checkpoint(tmp_path, 4, tensors(), {"rate": 1.0}, keep=1)
+    damage(path / file)
+    with pytest.raises(OSError, match="checkpoint-4"):
+        load_checkpoint(path)
+
+
+def test_files_are_safetensors_and_json(tmp_path):
+    path = save_checkpoint(tmp_path, 4, tensors(), {"rate": 1.0}, keep=1)
+    assert json.loads((path / "state.json").read_text()) == {"rate": 1.0, "step": 4}
+    header = (path / "state.safetensors").read_bytes()
+    assert json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["scalar"]["dtype"] == "F32"

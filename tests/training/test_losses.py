@@ -1,0 +1,123 @@
+"""Targets, weights and timesteps of the denoising objective."""
+
+import pytest
+import torch
+from conftest import seeded
+
+from atlas_diffusers import AtlasDDIMScheduler
+from atlas_diffusers.schedules import PREDICTION_TYPES
+from atlas_diffusers.training import denoising_loss, min_snr_weights, stratified_timesteps
+
+GAMMA = 5.0
+
+
+def target(prediction_type, data, noise, alpha, sigma):
+    return {
+        "epsilon": noise,
+        "sample": data,
+        "v_prediction": alpha * noise - sigma * data,
+        "flow_prediction": noise - data,
+    }[prediction_type]
+
+
+def paper_weight(prediction_type, alpha, sigma, gamma):
+    """Closed forms of arXiv 2303.09556; for ε − x_0 the data error is σ/(α + σ) times the output error."""
+    snr = alpha**2 / sigma**2
+    return {
+        "epsilon": min(snr, gamma) / snr,
+        "sample": min(snr, gamma),
+        "v_prediction": min(snr, gamma) / (snr + 1),
+        "flow_prediction": min(snr, gamma) * (sigma / (alpha + sigma)) ** 2,
+    }[prediction_type]
+
+
+def levels(log_snr):
+    alpha = torch.sigmoid(2 * torch.tensor(log_snr)).sqrt()
+    return alpha, (1 - alpha**2).sqrt()
+
+
+@pytest.mark.parametrize("gamma", [None, GAMMA])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_denoising_loss_is_the_weighted_mean_of_per_sample_errors(prediction_type, gamma):
+    output, data, noise = torch.randn(3, 4, 3, 5, 6, generator=seeded())
+    alpha, sigma = levels([2.0, 0.5, -0.5, -2.0])
+    expected = 0.0
+    for i in range(4):
+        a, s = alpha[i].item(), sigma[i].item()
+        weight = 1.0 if gamma is None else paper_weight(prediction_type, a, s, gamma)
+        error = output[i].double() - target(prediction_type, data[i].double(), noise[i].double(), a, s)
+        expected += weight * error.square().mean().item() / 4
+    loss = denoising_loss(output, data, noise, alpha, sigma, prediction_type, gamma)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_perfect_prediction_costs_nothing_and_its_gradient_is_the_residual(prediction_type):
+    data, noise = torch.randn(2, 2, 3, 4, 4, generator=seeded())
+    alpha, sigma = levels([1.0, -1.0])
+    a, s = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+    perfect = target(prediction_type, data, noise, a, s)
+    assert denoising_loss(perfect, data, noise, alpha, sigma, prediction_type) == pytest.approx(0, abs=1e-12)
+    output = (perfect + 0.5).requires_grad_()
+    denoising_loss(output, data, noise, alpha, sigma, prediction_type).backward()
+    torch.testing.assert_close(output.grad, torch.full_like(output, 2 * 0.5 / output.numel()), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("gamma", [0.5, GAMMA, 100.0])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_weights_equal_the_papers_closed_forms(prediction_type, gamma):
+    alpha, sigma = levels([4.0, 1.5, 0.8047, 0.0, -1.0, -4.0])
+    expected = [paper_weight(prediction_type, a, s, gamma) for a, s in zip(alpha.tolist(), sigma.tolist())]
+    weights = min_snr_weights(prediction_type, alpha, sigma, gamma)
+    torch.testing.assert_close(weights, torch.tensor(expected), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "prediction_type, expected", [("epsilon", 1.0), ("sample", 0.0), ("v_prediction", 0.0), ("flow_prediction", 0.0)]
+)
+def test_min_snr_weights_are_finite_without_signal(prediction_type, expected):
+    assert min_snr_weights(prediction_type, torch.zeros(1), torch.ones(1), GAMMA).tolist() == [expected]
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_weights_are_finite_at_every_timestep_of_a_zero_terminal_snr_schedule(prediction_type):
+    scheduler = AtlasDDIMScheduler(prediction_type=prediction_type, rescale_betas_zero_snr=True)
+    alpha, sigma = scheduler.levels_at(torch.arange(1000), like=torch.zeros(1))
+    weights = min_snr_weights(prediction_type, alpha, sigma, GAMMA)
+    assert torch.isfinite(weights).all() and weights.min() >= 0 and weights.max() <= GAMMA * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 20, 50, 1000])
+def test_stratified_timesteps_put_one_in_every_stratum(batch):
+    for seed in range(20):
+        strata = stratified_timesteps(batch, 1000, seeded(seed)) // (1000 // batch)
+        assert strata.sort().values.tolist() == list(range(batch))
+
+
+@pytest.mark.parametrize("batch", [3, 7, 32, 1500])
+def test_stratified_timesteps_stay_in_range_where_the_batch_does_not_divide_them(batch):
+    for seed in range(20):
+        found = stratified_timesteps(batch, 1000, seeded(seed)).sort().values
+        low = torch.arange(batch) * 1000 // batch
+        high = ((torch.arange(batch) + 1) * 1000 // batch).clamp(max=999)
+        assert found.dtype == torch.int64 and ((low <= found) & (found <= high)).all()
+
+
+def test_stratified_timesteps_are_uniform_at_every_place_of_the_batch():
+    generator = seeded()
+    draws = torch.stack([stratified_timesteps(4, 20, generator) for _ in range(4000)])
+    for place in draws.T:
+        counts = torch.bincount(place, minlength=20).double()
+        # 19 degrees of freedom: mean 19, standard deviation 6.2
+        assert ((counts - 200) ** 2 / 200).sum() < 19 + 5 * 6.2
+    standard_error = ((20**2 - 1) / 12 / 4000) ** 0.5
+    assert (draws.double().mean(0) - 9.5).abs().max() < 5 * standard_error
+
+
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shift_moves_every_quantile_to_its_closed_form(shift):
+    found = stratified_timesteps(1000, 1000, seeded(), shift).sort().values.double()
+    u = (torch.arange(1000) + 0.5).double() / 1000
+    expected = 1000 * shift * u / (1 + (shift - 1) * u)
+    # half a stratum at the steepest slope (shift or 1/shift), and one for the floor
+    assert (found - expected).abs().max() <= max(shift, 1 / shift) / 2 + 1
