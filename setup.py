@@ -3,8 +3,6 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 DEV = [
-    "open-clip-torch>=2.24",
-    "torchvision",
     "scipy>=1.11",
     "pytest>=8",
     "hypothesis>=6.100",

@@ -44,6 +44,7 @@ class TrainingConfig(StrictModel):
     output_dir: str
     seed: int = 0
     dataset: DatasetConfig = DatasetConfig()
+    init_from: str | None = Field(None, description="pipeline whose network, text encoder and tokenizer training starts from")
     model: dict[str, Any] = Field(default_factory=dict, description="arguments of AtlasUNet2DModel")
     text_encoder: TextEncoderConfig | None = TextEncoderConfig()
     scheduler: dict[str, Any] = Field(
@@ -79,6 +80,8 @@ class TrainingConfig(StrictModel):
     def _fits(self):
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}")
+        if self.init_from is not None and self.model:
+            raise ValueError("give init_from or model, not both: init_from brings its own network")
         if self.text_encoder is not None and self.dataset.caption_column is None:
             raise ValueError("text_encoder needs dataset.caption_column; set text_encoder: null to train without prompts")
         return self

@@ -76,11 +76,13 @@ def main() -> int:
     parser.add_argument("--pipeline", default="atlas-emoji", help="embedded name or folder")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
     args = parser.parse_args()
     try:
         pipeline = AtlasPipeline.from_pretrained(args.pipeline)
         folder = pretrained_path(args.pipeline) or Path(args.pipeline)
-        result = measure_retrieval(pipeline, training_categories(folder), args.prompts, args.seed)
+        categories = training_categories(folder)
+        result = measure_retrieval(pipeline, categories, args.prompts, args.seed, guidance_scale=args.guidance)
     except (ValueError, OSError) as error:
         print(f"retrieval: {error}", file=sys.stderr)
         return 2

@@ -2,8 +2,16 @@
 
 import threading
 from typing import Any
+from weakref import WeakKeyDictionary
 
 _LOCAL = threading.local()
+
+
+def _values() -> WeakKeyDictionary:
+    """Attribute values of every living pipeline in this thread."""
+    if not hasattr(_LOCAL, "values"):
+        _LOCAL.values = WeakKeyDictionary()
+    return _LOCAL.values
 
 
 class PerThread:
@@ -18,7 +26,7 @@ class PerThread:
     def __get__(self, instance, owner=None):
         if instance is None:
             return self
-        return _LOCAL.__dict__.get((id(instance), self.name), self.default)
+        return _values().get(instance, {}).get(self.name, self.default)
 
     def __set__(self, instance, value) -> None:
-        _LOCAL.__dict__[id(instance), self.name] = value
+        _values().setdefault(instance, {})[self.name] = value

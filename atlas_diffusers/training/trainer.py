@@ -55,20 +55,27 @@ class Trainer:
 
     def _build_networks(self) -> None:
         c = self.config
-        arguments = {"sample_size": c.dataset.resolution, **c.model}
-        self.tokenizer = text_encoder = None
         with torch.random.fork_rng():
             torch.manual_seed(c.seed)
-            if c.text_encoder is not None:
-                t = c.text_encoder
-                self.tokenizer = build_tokenizer(self.dataset.captions(), t.vocab_size, t.max_length)
-                text_encoder = build_text_encoder(self.tokenizer, t.hidden_size, t.num_layers, t.num_heads)
-                arguments.setdefault("cross_attention_dim", t.hidden_size)
-            unet = AtlasUNet2DModel.from_config(arguments)
+            if c.init_from is None:
+                unet, text_encoder, self.tokenizer = self._new_networks()
+            else:
+                start = atlas_diffusers.AtlasPipeline.from_pretrained(c.init_from, dtype=torch.float32)
+                unet, text_encoder, self.tokenizer = start.unet, start.text_encoder, start.tokenizer
         if c.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         modules = {"unet": unet.to(memory_format=torch.channels_last), "text_encoder": text_encoder}
         self.networks = {name: m.train() for name, m in modules.items() if m is not None}
+
+    def _new_networks(self) -> tuple:
+        c = self.config
+        arguments = {"sample_size": c.dataset.resolution, **c.model}
+        tokenizer = text_encoder = None
+        if (t := c.text_encoder) is not None:
+            tokenizer = build_tokenizer(self.dataset.captions(), t.vocab_size, t.max_length)
+            text_encoder = build_text_encoder(tokenizer, t.hidden_size, t.num_layers, t.num_heads)
+            arguments.setdefault("cross_attention_dim", t.hidden_size)
+        return AtlasUNet2DModel.from_config(arguments), text_encoder, tokenizer
 
     def _build_optimizer(self) -> None:
         c = self.config

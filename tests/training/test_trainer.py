@@ -107,6 +107,17 @@ def finished(tmp_path_factory):
     return run
 
 
+def test_training_starts_from_another_pipelines_weights(finished, tmp_path):
+    saved = finished.folder / "pipeline"
+    data = {**recipe(tmp_path), "init_from": str(saved)}
+    with pytest.raises(ValueError, match="init_from or model, not both"):
+        validate(TrainingConfig, data)
+    run = Trainer(validate(TrainingConfig, {**data, "model": {}}))
+    average = finished.ema.shadow_params
+    assert all(torch.equal(p, q) for p, q in zip(run.parameters, average)) and run.step == 0
+    assert run.tokenizer.get_vocab() == finished.tokenizer.get_vocab()
+
+
 def test_the_loss_of_a_fixed_batch_falls(tmp_path):
     run = build(tmp_path, max_steps=30, checkpoint_interval=30, learning_rate=5e-3, log_interval=30)
     items = [run.dataset[i, i] for i in range(16)]
