@@ -19,7 +19,7 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
     packages=find_packages(include=["atlas_diffusers", "atlas_diffusers.*"]),
-    package_data={"atlas_diffusers.pretrained": ["*/*", "*/*/*"]},
+    package_data={"atlas_diffusers.pretrained": ["emoji/*", "atlas-*/*.*", "atlas-*/*/*"]},
     install_requires=[
         "torch>=2.4",
         "diffusers>=0.42,<0.43",
