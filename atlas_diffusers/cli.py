@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 EXAMPLES = """examples:
-  atlas-diffusers generate "a red heart" -o heart.png
+  atlas-diffusers generate "red heart" -o heart.png
   atlas-diffusers generate "panda face" "sunflower" --count 4 --seed 7 -o grid.png
   atlas-diffusers generate "frog face" --model outputs/atlas-emoji/pipeline --scheduler ddpm --steps 100 -o frog.png
 """

@@ -83,4 +83,4 @@ def test_wrong_usage_is_one_line_and_status_2(arguments, capsys):
 def test_help_has_examples(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["generate", "--help"])
-    assert stop.value.code == 0 and 'atlas-diffusers generate "a red heart" -o heart.png' in capsys.readouterr().out
+    assert stop.value.code == 0 and 'atlas-diffusers generate "red heart" -o heart.png' in capsys.readouterr().out

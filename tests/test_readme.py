@@ -36,7 +36,7 @@ def test_the_embedded_pipeline_paints_a_red_heart():
     from atlas_diffusers.metrics.retrieval import to_tensor
 
     pipeline = AtlasPipeline.from_pretrained("atlas-emoji")
-    image = pipeline("a red heart", generator=[torch.Generator().manual_seed(0)]).images
+    image = pipeline("red heart", generator=[torch.Generator().manual_seed(0)]).images
     emoji = load_emoji("train", ["Smileys & Emotion"])
     _, nearest = nearest_neighbours(to_tensor(image), to_tensor(emoji["image"]))
     assert emoji[int(nearest)]["text"] == "red heart"
