@@ -400,7 +400,8 @@ def test_caption_dropout_replaces_captions_by_nothing(tmp_path, monkeypatch):
 
 def test_scheduler_from_dict():
     scheduler = trainer.scheduler_from_dict({"beta_schedule": "cosine", "num_train_timesteps": 50})
-    assert type(scheduler) is AtlasDDIMScheduler and len(scheduler) == 50 and scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    assert type(scheduler) is AtlasDDIMScheduler and len(scheduler) == 50
+    assert scheduler.config.beta_schedule == "squaredcos_cap_v2"
     with pytest.raises(ValueError, match="'DDIMScheduler' is unknown.*AtlasDDIMScheduler"):
         trainer.scheduler_from_dict({"_class_name": "DDIMScheduler"})
 
