@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import build_tiny_pipeline, seeded
 from diffusers import AutoModel, DiffusionPipeline
+from safetensors.torch import load_file
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline, AtlasUNet2DModel
 from atlas_diffusers.pretrained import pretrained_path
@@ -43,15 +44,16 @@ def test_a_fresh_process_loads_it_and_makes_the_same_picture(saved, tmp_path, wa
 folder = {str(folder)!r}
 {LOADERS[way]}
 import torch
+from safetensors.torch import save_file
 torch.set_num_threads(1)
 image = p("red heart", generator=torch.Generator().manual_seed(0), output_type="pt").images
-torch.save(image, {str(tmp_path / "image.pt")!r})
+save_file({{"image": image}}, {str(tmp_path / "image.safetensors")!r})
 print(type(p).__name__)
 """
     env = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_MODULES_CACHE": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert result.stdout.strip() == "AtlasPipeline", result.stderr
-    assert torch.equal(torch.load(tmp_path / "image.pt", weights_only=True), expected)
+    assert torch.equal(load_file(tmp_path / "image.safetensors")["image"], expected)
 
 
 def test_the_index_is_frozen_wire_format(saved):

@@ -3,21 +3,13 @@
 import pytest
 import torch
 from conftest import seeded
+from oracles import prediction
 
 from atlas_diffusers import AtlasDDIMScheduler
 from atlas_diffusers.schedules import PREDICTION_TYPES
 from atlas_diffusers.training import denoising_loss, min_snr_weights, stratified_timesteps
 
 GAMMA = 5.0
-
-
-def target(prediction_type, data, noise, alpha, sigma):
-    return {
-        "epsilon": noise,
-        "sample": data,
-        "v_prediction": alpha * noise - sigma * data,
-        "flow_prediction": noise - data,
-    }[prediction_type]
 
 
 def paper_weight(prediction_type, alpha, sigma, gamma):
@@ -45,7 +37,7 @@ def test_denoising_loss_is_the_weighted_mean_of_per_sample_errors(prediction_typ
     for i in range(4):
         a, s = alpha[i].item(), sigma[i].item()
         weight = 1.0 if gamma is None else paper_weight(prediction_type, a, s, gamma)
-        error = output[i].double() - target(prediction_type, data[i].double(), noise[i].double(), a, s)
+        error = output[i].double() - prediction(prediction_type, data[i].double(), noise[i].double(), a, s)
         expected += weight * error.square().mean().item() / 4
     loss = denoising_loss(output, data, noise, alpha, sigma, prediction_type, gamma)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
@@ -56,7 +48,7 @@ def test_a_perfect_prediction_costs_nothing_and_its_gradient_is_the_residual(pre
     data, noise = torch.randn(2, 2, 3, 4, 4, generator=seeded())
     alpha, sigma = levels([1.0, -1.0])
     a, s = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
-    perfect = target(prediction_type, data, noise, a, s)
+    perfect = prediction(prediction_type, data, noise, a, s)
     assert denoising_loss(perfect, data, noise, alpha, sigma, prediction_type) == pytest.approx(0, abs=1e-12)
     output = (perfect + 0.5).requires_grad_()
     denoising_loss(output, data, noise, alpha, sigma, prediction_type).backward()
