@@ -11,6 +11,7 @@ _LOCATIONS = {
     "ModelMixin": "diffusers",
     "SchedulerMixin": "diffusers",
     "DiffusionPipeline": "diffusers",
+    "BaseNoiseScheduler": ".schedulers",
     "load_emoji": ".pretrained",
     "register_beta_schedule": ".schedules",
 }

@@ -11,6 +11,18 @@ CLASSES = {
     "AtlasUNet2DModel": ".models",
     "AtlasDDPMScheduler": ".schedulers",
     "AtlasDDIMScheduler": ".schedulers",
+    "AtlasPNDMScheduler": ".schedulers",
+    "AtlasEulerScheduler": ".schedulers",
+    "AtlasEulerAncestralScheduler": ".schedulers",
+    "AtlasHeunScheduler": ".schedulers",
+    "LinearNoiseScheduler": ".schedulers",
+    "ScaledLinearNoiseScheduler": ".schedulers",
+    "CosineNoiseScheduler": ".schedulers",
+    "QuadraticNoiseScheduler": ".schedulers",
+    "SigmoidNoiseScheduler": ".schedulers",
+    "ExponentialNoiseScheduler": ".schedulers",
+    "LaplaceNoiseScheduler": ".schedulers",
+    "KarrasNoiseScheduler": ".schedulers",
     "AtlasPipeline": ".pipelines",
 }
 

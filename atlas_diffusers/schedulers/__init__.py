@@ -1,7 +1,43 @@
 """Samplers as ``SchedulerMixin`` classes, one algorithm a file."""
 
+from .conversion import extend_config
+from .noise_schedulers import (
+    BaseNoiseScheduler,
+    CosineNoiseScheduler,
+    ExponentialNoiseScheduler,
+    KarrasNoiseScheduler,
+    LaplaceNoiseScheduler,
+    LinearNoiseScheduler,
+    QuadraticNoiseScheduler,
+    ScaledLinearNoiseScheduler,
+    SigmoidNoiseScheduler,
+)
 from .scheduling_atlas_ddim import AtlasDDIMScheduler
 from .scheduling_atlas_ddpm import AtlasDDPMScheduler
-from .scheduling_base import BaseNoiseScheduler, extend_config
+from .scheduling_atlas_euler import AtlasEulerScheduler
+from .scheduling_atlas_euler_ancestral import AtlasEulerAncestralScheduler
+from .scheduling_atlas_heun import AtlasHeunScheduler
+from .scheduling_atlas_pndm import AtlasPNDMScheduler
+from .scheduling_base import BaseScheduler
+from .scheduling_sigma_base import SigmaScheduler
 
-__all__ = ["AtlasDDIMScheduler", "AtlasDDPMScheduler", "BaseNoiseScheduler", "extend_config"]
+__all__ = [
+    "AtlasDDIMScheduler",
+    "AtlasDDPMScheduler",
+    "AtlasEulerAncestralScheduler",
+    "AtlasEulerScheduler",
+    "AtlasHeunScheduler",
+    "AtlasPNDMScheduler",
+    "BaseNoiseScheduler",
+    "BaseScheduler",
+    "CosineNoiseScheduler",
+    "ExponentialNoiseScheduler",
+    "KarrasNoiseScheduler",
+    "LaplaceNoiseScheduler",
+    "LinearNoiseScheduler",
+    "QuadraticNoiseScheduler",
+    "ScaledLinearNoiseScheduler",
+    "SigmaScheduler",
+    "SigmoidNoiseScheduler",
+    "extend_config",
+]

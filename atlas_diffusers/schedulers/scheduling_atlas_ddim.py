@@ -5,10 +5,12 @@ import math
 import torch
 
 from ..schedules import NoiseLevel
-from .scheduling_base import AtlasSchedulerOutput, BaseNoiseScheduler, combine, extend_config
+from .conversion import extend_config
+from .scheduling_base import AtlasSchedulerOutput, BaseScheduler, combine
+from .time_grid import TimeGrid
 
 
-class AtlasDDIMScheduler(BaseNoiseScheduler):
+class AtlasDDIMScheduler(BaseScheduler):
     r"""
     DDIM, from level ``(α, σ)`` to ``(α', σ')``:
 
@@ -18,7 +20,7 @@ class AtlasDDIMScheduler(BaseNoiseScheduler):
 
     Args:
         set_alpha_to_one: end at clean data; otherwise at training timestep 0, as Stable Diffusion's configuration does.
-        Others: see :class:`BaseNoiseScheduler`.
+        Others: see :class:`BaseScheduler`.
     """
 
     @extend_config
@@ -28,15 +30,13 @@ class AtlasDDIMScheduler(BaseNoiseScheduler):
     def _final_level(self) -> NoiseLevel:
         return super()._final_level() if self.config.set_alpha_to_one else self._table.level(0)
 
-    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None) -> None:
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
-        if self._grid.spaced:
+    def _network_calls(self, grid: TimeGrid) -> TimeGrid:
+        if grid.spaced:
             # as in Diffusers, an evenly spaced step always covers ⌊T/N⌋ training timesteps
             stride = self.config.num_train_timesteps // self.num_inference_steps
-            ends = [t - stride for t in self._grid.timesteps]
-            self._grid.target = [self._table.level(t) if t >= 0 else self._final_level() for t in ends]
-
-    set_timesteps.__doc__ = BaseNoiseScheduler.set_timesteps.__doc__
+            ends = [t - stride for t in grid.timesteps]
+            grid.target = [self._table.level(t) if t >= 0 else self._final_level() for t in ends]
+        return grid
 
     def step(
         self,

@@ -4,12 +4,13 @@ import math
 
 import torch
 
-from .scheduling_base import AtlasSchedulerOutput, BaseNoiseScheduler, combine, extend_config
+from .conversion import extend_config
+from .scheduling_base import AtlasSchedulerOutput, BaseScheduler, combine
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 
 
-class AtlasDDPMScheduler(BaseNoiseScheduler):
+class AtlasDDPMScheduler(BaseScheduler):
     r"""
     DDPM, from level ``(α, σ)`` to ``(α', σ')`` with ``r = α/α'`` and ``β = 1 − r²``:
 
@@ -21,13 +22,17 @@ class AtlasDDPMScheduler(BaseNoiseScheduler):
 
     Args:
         variance_type: the choice of ``s``.
-        Others: see :class:`BaseNoiseScheduler`.
+        Others: see :class:`BaseScheduler`.
     """
 
     @extend_config
     def __init__(self, variance_type: str = "fixed_small"):
-        if variance_type not in VARIANCE_TYPES:
-            raise ValueError(f"variance_type={variance_type!r} is unknown; allowed are {VARIANCE_TYPES}")
+        pass
+
+    def _check_config(self) -> None:
+        super()._check_config()
+        if self.config.variance_type not in VARIANCE_TYPES:
+            raise ValueError(f"variance_type={self.config.variance_type!r} is unknown; allowed are {VARIANCE_TYPES}")
 
     def step(
         self,

@@ -1,13 +1,10 @@
 """What every sampler shares: configuration, noise process, time grid, position in it. A sampler adds one ``step``."""
 
-import functools
-import inspect
 from dataclasses import dataclass
 
-import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 
 from ..schedules import NoiseLevel, NoiseTable, data_coefficients, get_betas, noise_coefficients
@@ -15,14 +12,11 @@ from ..schedules.betas import rescale_zero_terminal_snr
 from ..schedules.grids import TIMESTEP_SPACINGS
 from ..schedules.levels import CLEAN
 from ..schedules.predictions import check_prediction_type
-from .time_grid import TimeGrid, build_time_grid
+from .conversion import ConfigConversion
+from .position import StepPosition
+from .time_grid import GRID_OF_OPTION, Request, TimeGrid, variance_preserving_grid
 
-FAMILY: list[str] = []
 ZERO_SNR_FLOOR = 2.0**-24
-# what a network was trained with: travels to other classes even where it was left at its default
-PROCESS_OPTIONS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-# schedules that every Diffusers scheduler knows; others travel as explicit betas
-STOCK_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
 @dataclass
@@ -31,34 +25,6 @@ class AtlasSchedulerOutput(BaseOutput):
 
     prev_sample: torch.Tensor
     pred_original_sample: torch.Tensor | None = None
-
-
-def _without_process(config) -> list[str]:
-    """The options left at their defaults that another class may replace by its own defaults."""
-    return [name for name in config.get("_use_default_values", ()) if name not in PROCESS_OPTIONS]
-
-
-def extend_config(init):
-    """
-    Decorate the ``__init__`` of a sampler that adds options to (or changes defaults of) ``BaseNoiseScheduler``.
-
-    The decorated signature is the base's arguments followed by its own, all registered in the config; the body runs
-    after the base is set up, with its own arguments only.
-    """
-    own = list(inspect.signature(init).parameters.values())[1:]
-    shared = inspect.signature(BaseNoiseScheduler.__init__).parameters
-    merged = {**shared, **{p.name: p for p in own}}
-    signature = inspect.Signature([p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in merged.values()])
-
-    @functools.wraps(init)
-    def extended(self, *args, **kwargs):
-        bound = signature.bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        init(self, **{p.name: bound.arguments[p.name] for p in own})
-        self._setup()
-
-    extended.__signature__ = signature
-    return register_to_config(extended)
 
 
 def combine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tensor:
@@ -70,7 +36,7 @@ def combine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tenso
     return torch.add(x, y, alpha=b) if a == 1 else torch.mul(x, a).add_(y, alpha=b)
 
 
-class BaseNoiseScheduler(SchedulerMixin, ConfigMixin):
+class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin):
     r"""
     Base of all samplers: owns the noise process ``x_t = α_t x_0 + σ_t ε`` and the grid of steps; a subclass writes ``step``.
 
@@ -94,7 +60,6 @@ class BaseNoiseScheduler(SchedulerMixin, ConfigMixin):
         ValueError: for unknown names, contradictory grids and betas outside ``(0, 1)``.
     """
 
-    _compatibles = [e.name for e in KarrasDiffusionSchedulers if e.name != "EDMEulerScheduler"]
     order = 1
     init_noise_sigma = 1.0
 
@@ -123,33 +88,12 @@ class BaseNoiseScheduler(SchedulerMixin, ConfigMixin):
     ):
         self._setup()
 
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        FAMILY.append(cls.__name__)
-
-    @classmethod
-    def from_config(cls, config, *args, **kwargs):
-        """
-        As in Diffusers, from any scheduler's configuration; the noise process travels even where it is a default, and
-        betas derived from a schedule's name give way when the schedule is overridden.
-        """
-        if isinstance(config, dict):
-            config = {**config, "_use_default_values": _without_process(config)}
-            if config.get("_derived_betas") and not kwargs.keys().isdisjoint(PROCESS_OPTIONS):
-                del config["_derived_betas"], config["trained_betas"]
-        return super().from_config(config, *args, **kwargs)
-
-    @classmethod
-    def _get_compatibles(cls):
-        names = {cls.__name__, *cls._compatibles, *FAMILY}
-        return [getattr(diffusers, name) for name in sorted(names) if hasattr(diffusers, name)]
-
     # ------------------------------------------------------------------ noise process
 
     def _setup(self) -> None:
         self._check_config()
         self.betas = self._get_beta_schedule()
-        self._register_for_diffusers()
+        self._register_for_diffusers(type(self)._get_beta_schedule is not BaseScheduler._get_beta_schedule)
         c = self.config
         if c.rescale_betas_zero_snr:
             self.betas = rescale_zero_terminal_snr(self.betas)
@@ -163,16 +107,6 @@ class BaseNoiseScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = None
         self._grid: TimeGrid | None = None
         self._step_index = self._begin_index = None
-
-    def _register_for_diffusers(self) -> None:
-        """Complete the configuration so that Diffusers' own schedulers read the same noise process from it."""
-        c = self.config
-        self.register_to_config(_class_name=type(self).__name__, _use_default_values=_without_process(c))
-        overridden = type(self)._get_beta_schedule is not BaseNoiseScheduler._get_beta_schedule
-        if c.beta_schedule == "cosine" and not overridden:
-            self.register_to_config(beta_schedule="squaredcos_cap_v2")
-        elif overridden or (c.trained_betas is None and c.beta_schedule not in STOCK_SCHEDULES):
-            self.register_to_config(trained_betas=self.betas.tolist(), _derived_betas=True)
 
     def _get_beta_schedule(self) -> torch.Tensor:
         """The betas of this process, ``(num_train_timesteps,)``; override to add a schedule by subclassing."""
@@ -188,7 +122,7 @@ class BaseNoiseScheduler(SchedulerMixin, ConfigMixin):
         ):
             if c[name] not in allowed:
                 raise ValueError(f"{name}={c[name]!r} is unknown; allowed are {allowed}")
-        grids = [k for k in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas") if c[k]]
+        grids = [option for option in GRID_OF_OPTION if c[option]]
         if len(grids) > 1:
             raise ValueError(f"at most one sigma grid can be used, got {grids}")
 
@@ -216,61 +150,22 @@ class BaseNoiseScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if none or several are given, or values are out of range or not decreasing.
         """
-        self._grid = build_time_grid(
-            self.config, self._table, self._finite_table, num_inference_steps, timesteps, sigmas, self._final_level()
-        )
-        self.num_inference_steps = len(self._grid.source)
+        grid = self._build_grid(Request(num_inference_steps, timesteps, sigmas))
+        self.num_inference_steps = len(grid.source)
+        self._grid = self._network_calls(grid)
         self.timesteps = torch.tensor(self._grid.timesteps, dtype=self._grid.dtype, device=device)
         self.sigmas = torch.tensor([level.sigma_hat for level in (*self._grid.source, self._grid.target[-1])])
         self._step_index = self._begin_index = None
 
+    def _build_grid(self, request: Request) -> TimeGrid:
+        return variance_preserving_grid(self.config, self._table, self._finite_table, request, self._final_level())
+
+    def _network_calls(self, grid: TimeGrid) -> TimeGrid:
+        """The grid of network calls of a grid of steps; a sampler with several calls a step overrides this."""
+        return grid
+
     def _final_level(self) -> NoiseLevel:
         return CLEAN if self.config.final_sigmas_type == "zero" else self._table.level(0)
-
-    @property
-    def step_index(self) -> int | None:
-        """Index of the next step in ``timesteps``; ``None`` before the first step."""
-        return self._step_index
-
-    @property
-    def begin_index(self) -> int | None:
-        """Index of the first step, where a pipeline set it."""
-        return self._begin_index
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at ``timesteps[begin_index]`` (image-to-image)."""
-        self._begin_index = begin_index
-
-    def index_for_timestep(self, timestep: torch.Tensor | float | int) -> int:
-        """
-        Position of ``timestep`` in ``self.timesteps``, without reading a device.
-
-        An element of ``self.timesteps`` is a view of it, so its storage offset is the position. Other tensors and plain
-        numbers are looked up by value; among equal timesteps the expected next one wins.
-        """
-        if isinstance(timestep, torch.Tensor):
-            if timestep.dtype == self.timesteps.dtype and timestep.device == self.timesteps.device:
-                offset = (timestep.data_ptr() - self.timesteps.data_ptr()) // timestep.element_size()
-                if timestep.numel() and 0 <= offset < len(self._grid.timesteps):
-                    return offset
-            timestep = timestep.reshape(-1)[0].item()
-        values = self._grid.timesteps
-        for index in (self._step_index, self._begin_index):
-            if index is not None and index < len(values) and values[index] == timestep:
-                return index
-        if timestep not in values:
-            raise ValueError(f"timestep {timestep} is not among the {len(values)} timesteps of set_timesteps: {values}")
-        return len(values) - 1 - values[::-1].index(timestep)
-
-    def _advance(self, timestep: torch.Tensor | float | int) -> int:
-        """Index of the step to take now."""
-        if self._grid is None:
-            raise ValueError("step() was called before set_timesteps(); choose the steps first")
-        if self._step_index is not None and self._step_index >= len(self._grid.timesteps):
-            raise ValueError(f"step() was called more often than the {len(self._grid.timesteps)} steps of set_timesteps()")
-        index = self.index_for_timestep(timestep)
-        self._step_index = index + 1
-        return index
 
     # ------------------------------------------------------------------ predictions
 
@@ -295,6 +190,10 @@ class BaseNoiseScheduler(SchedulerMixin, ConfigMixin):
     ) -> "AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]":
         prev, data = prev.to(dtype), data.to(dtype)
         return AtlasSchedulerOutput(prev, data) if return_dict else (prev, data)
+
+    @property
+    def _clips(self) -> bool:
+        return self.config.clip_sample or self.config.thresholding
 
     def _clip(self, data: torch.Tensor) -> torch.Tensor:
         c = self.config

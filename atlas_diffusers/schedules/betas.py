@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from .grids import sigma_grid
+
 BetaSchedule = Callable[[int, float, float], torch.Tensor]
 
 BETA_SCHEDULES: dict[str, BetaSchedule] = {}
@@ -116,6 +118,17 @@ def laplace_betas(num_train_timesteps: int, beta_start: float, beta_end: float) 
         return math.sqrt(snr / (1 + snr))
 
     return _from_alpha_bar(alpha_bar, num_train_timesteps)
+
+
+@register_beta_schedule("karras")
+def karras_betas(num_train_timesteps: int, beta_start: float, beta_end: float) -> torch.Tensor:
+    """
+    Betas of ᾱ_t = 1/(1 + σ̂_t²) with σ̂_t = (σ_min^{1/7} + u (σ_max^{1/7} − σ_min^{1/7}))^7, u = t/(T−1), σ_min = 0.002,
+    σ_max = 80; ``beta_start`` and ``beta_end`` play no part. Karras et al. 2022, equation 5 (arXiv 2206.00364).
+    """
+    sigma_hats = sigma_grid("karras", 0.002, 80.0, num_train_timesteps).flip(0)
+    alphas_cumprod = 1 / (1 + sigma_hats**2)
+    return 1 - alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
 
 
 def rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:

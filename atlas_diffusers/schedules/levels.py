@@ -7,14 +7,14 @@ import torch
 
 
 class NoiseLevel(NamedTuple):
-    """A point of the VP forward process: ``x = alpha · x_0 + sigma · ε`` with ``alpha² + sigma² = 1``."""
+    """A point of the forward process, ``x = alpha · x_0 + sigma · ε``: ``alpha² + sigma² = 1`` in VP, ``alpha = 1`` in VE."""
 
     alpha: float
     sigma: float
 
     @classmethod
     def from_sigma_hat(cls, sigma_hat: float) -> "NoiseLevel":
-        """The level whose VE noise is ``σ̂ = σ/α``."""
+        """The VP level whose VE noise is ``σ̂ = σ/α``."""
         scale = math.sqrt(1 + sigma_hat * sigma_hat)
         return cls(1 / scale, sigma_hat / scale)
 

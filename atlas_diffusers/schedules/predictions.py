@@ -8,8 +8,11 @@ What a network may predict about ``x = α x_0 + σ ε``, and how each prediction
 | `v_prediction`    | α ε − σ x_0   | arXiv 2202.00512 |
 | `flow_prediction` | ε − x_0       | arXiv 2210.02747 |
 
-All three conversions are linear, so each function returns the two scalars of the combination.
+All three conversions are linear, so each function returns the two scalars of the combination. ``(α, σ)`` need not be
+normalised: in VE coordinates α is 1 and σ is σ̂. The α and σ inside ``v_prediction`` are the normalised ones.
 """
+
+import math
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
@@ -28,7 +31,8 @@ def data_coefficients(prediction_type: str, alpha: float, sigma: float) -> tuple
         case "sample":
             return 0.0, 1.0
         case "v_prediction":
-            return alpha, -sigma
+            norm = math.hypot(alpha, sigma)
+            return alpha / norm**2, -sigma / norm
         case "flow_prediction":
             return 1 / (alpha + sigma), -sigma / (alpha + sigma)
     raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
@@ -42,7 +46,8 @@ def noise_coefficients(prediction_type: str, alpha: float, sigma: float) -> tupl
         case "sample":
             return 1 / sigma, -alpha / sigma
         case "v_prediction":
-            return sigma, alpha
+            norm = math.hypot(alpha, sigma)
+            return sigma / norm**2, alpha / norm
         case "flow_prediction":
             return 1 / (alpha + sigma), alpha / (alpha + sigma)
     raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
@@ -56,7 +61,8 @@ def output_coefficients(prediction_type: str, alpha: float, sigma: float) -> tup
         case "sample":
             return 0.0, 1.0
         case "v_prediction":
-            return alpha, -sigma
+            norm = math.hypot(alpha, sigma)
+            return alpha / norm, -sigma / norm
         case "flow_prediction":
             return 1.0, -1.0
     raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")

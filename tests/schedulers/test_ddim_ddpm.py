@@ -12,7 +12,7 @@ from conftest import seeded
 from oracles import PREDICTION_TYPES, Gaussian, order_of_convergence, prediction
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from atlas_diffusers.schedulers import AtlasDDIMScheduler, AtlasDDPMScheduler, BaseNoiseScheduler
+from atlas_diffusers.schedulers import AtlasDDIMScheduler, AtlasDDPMScheduler, BaseNoiseScheduler, BaseScheduler
 
 BOTH = pytest.mark.parametrize("cls", [AtlasDDIMScheduler, AtlasDDPMScheduler])
 STOCHASTIC = pytest.mark.parametrize("cls, options", [(AtlasDDIMScheduler, {"eta": 1.0}), (AtlasDDPMScheduler, {})])
@@ -444,7 +444,7 @@ def test_wrong_variance_type_is_named():
 
 @pytest.mark.parametrize("cls, own", [(AtlasDDIMScheduler, "set_alpha_to_one"), (AtlasDDPMScheduler, "variance_type")])
 def test_signature_is_the_base_followed_by_its_own(cls, own):
-    base = list(inspect.signature(BaseNoiseScheduler.__init__).parameters)
+    base = list(inspect.signature(BaseScheduler.__init__).parameters)
     parameters = inspect.signature(cls.__init__).parameters
     assert list(parameters) == [*base, own]
     assert all(p.default is not inspect.Parameter.empty for name, p in parameters.items() if name != "self")
