@@ -19,6 +19,8 @@ ALLOWED = {
     "pretrained": set(),
     "models": set(),
     "schedulers": {"schedules"},
+    "kernels": set(),
+    "solvers": {"kernels", "schedules"},
     "pipelines": {"models", "schedulers", "conditioning", "pretrained"},
     "metrics": {"pretrained", "pipelines"},
     "training": {"config", "conditioning", "models", "schedules", "pretrained", "pipelines"},

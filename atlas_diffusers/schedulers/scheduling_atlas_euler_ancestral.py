@@ -46,5 +46,5 @@ class AtlasEulerAncestralScheduler(SigmaScheduler):
         prev = torch.lerp(data, x, down / level.sigma)
         if target.sigma > 0:
             z = self._to_working_dtype(self._noise_like(sample, generator))
-            prev.add_(z, alpha=math.sqrt(target.sigma**2 - down**2))
+            prev.add_(z, alpha=math.sqrt(max(0.0, target.sigma**2 - down**2)))
         return self._output(prev, data, sample.dtype, return_dict)

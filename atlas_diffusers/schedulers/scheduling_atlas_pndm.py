@@ -53,7 +53,7 @@ class AtlasPNDMScheduler(BaseScheduler):
 
     def _setup(self) -> None:
         super()._setup()
-        if self.config.prediction_type != "v_prediction":
+        if self.config.prediction_type != "v_prediction" or self._clips:
             self._table = self._finite_table  # ε̄ alone says nothing about x_0 where α = 0
 
     def _final_level(self) -> NoiseLevel:
@@ -85,18 +85,25 @@ class AtlasPNDMScheduler(BaseScheduler):
         index = self._advance(timestep)
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         prediction_type = self.config.prediction_type
-        if prediction_type != "v_prediction":
-            a, b = noise_coefficients(prediction_type, *self._calls.called[index])
-            prediction_type, output = "epsilon", combine(a, x, b, output)
+        if prediction_type != "v_prediction" or self._clips:
+            prediction_type, output = "epsilon", self._noise_prediction(output, x, self._calls.called[index])
         start, source, target, mean = self._combine_calls(index, x, output)
 
         a, b = data_coefficients(prediction_type, *source)
-        data = self._clip(combine(a, start, b, mean))
+        data = combine(a, start, b, mean)
         a, b = noise_coefficients(prediction_type, *source)
         prev = combine(target.alpha, data, target.sigma, combine(a, start, b, mean))
         result = self._output(prev, data, sample.dtype, return_dict)
         self._history.predicted = self._to_working_dtype(result[0])
         return result
+
+    def _noise_prediction(self, output: torch.Tensor, x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+        """ε at the level of a network call, consistent with the clipped data prediction."""
+        if self._clips:
+            data = self._predict_data(output, x, level)
+            return combine(1 / level.sigma, x, -level.alpha / level.sigma, data)
+        a, b = noise_coefficients(self.config.prediction_type, *level)
+        return combine(a, x, b, output)
 
     def _combine_calls(
         self, index: int, x: torch.Tensor, prediction: torch.Tensor

@@ -1,5 +1,6 @@
 """What every sampler shares: configuration, noise process, time grid, position in it. A sampler adds one ``step``."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         steps_offset: added to `leading` timesteps.
         use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas: grid of σ̂ instead of a spacing of
             the training timesteps; at most one.
+        sigma_min, sigma_max: ends of that grid; by default those of the training process.
         final_sigmas_type: where the last step ends: `zero` (clean data) or `sigma_min` (training timestep 0).
         rescale_betas_zero_snr: rescale the betas to zero terminal SNR (arXiv 2305.08891, algorithm 1).
         clip_sample, clip_sample_range: clamp the data prediction to ±range.
@@ -78,6 +80,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         use_lu_lambdas: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
         final_sigmas_type: str = "zero",
         rescale_betas_zero_snr: bool = False,
         clip_sample: bool = False,
@@ -125,6 +129,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         grids = [option for option in GRID_OF_OPTION if c[option]]
         if len(grids) > 1:
             raise ValueError(f"at most one sigma grid can be used, got {grids}")
+        if not 0 < (1e-9 if c.sigma_min is None else c.sigma_min) < (math.inf if c.sigma_max is None else c.sigma_max):
+            raise ValueError(f"expected 0 < sigma_min < sigma_max, got sigma_min={c.sigma_min} and sigma_max={c.sigma_max}")
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps

@@ -29,8 +29,6 @@ class SigmaScheduler(BaseScheduler):
         self,
         timestep_spacing: str = "linspace",
         interpolation_type: str = "linear",
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
         timestep_type: str = "discrete",
     ):
         pass
@@ -44,8 +42,6 @@ class SigmaScheduler(BaseScheduler):
         ):
             if c[name] not in allowed:
                 raise ValueError(f"{name}={c[name]!r} is unknown; allowed are {allowed}")
-        if not 0 < (c.sigma_min or 1e-9) < (c.sigma_max or math.inf):
-            raise ValueError(f"expected 0 < sigma_min < sigma_max, got sigma_min={c.sigma_min} and sigma_max={c.sigma_max}")
 
     def _setup(self) -> None:
         super()._setup()

@@ -86,6 +86,13 @@ def checked_sigmas(sigmas: Sequence[float]) -> list[float]:
     return values
 
 
+def _between_ends(config, option: str, sigmas: torch.Tensor, steps: int) -> torch.Tensor:
+    """A sigma grid between ``sigma_max`` and ``sigma_min`` or, without them, the ends of ``sigmas``."""
+    low = sigmas[-1].item() if config.sigma_min is None else config.sigma_min
+    high = sigmas[0].item() if config.sigma_max is None else config.sigma_max
+    return sigma_grid(GRID_OF_OPTION[option], low, high, steps)
+
+
 def variance_preserving_grid(
     config, table: NoiseTable, finite_table: NoiseTable, request: Request, final: NoiseLevel
 ) -> TimeGrid:
@@ -100,8 +107,7 @@ def variance_preserving_grid(
         return _from_timesteps(checked_timesteps(request.timesteps, len(table)), table, final)
     spaced = spaced_grid(config, request.num_inference_steps, len(table))
     if option := grid_option(config):
-        low, high = finite_table.sigma_hats[0].item(), finite_table.sigma_hats[-1].item()
-        levels = sigma_grid(GRID_OF_OPTION[option], low, high, len(spaced))
+        levels = _between_ends(config, option, finite_table.sigma_hats.flip(0), len(spaced))
         return _from_sigma_hats([*levels.tolist(), final.sigma_hat], finite_table)
     grid = _from_timesteps(spaced.round().tolist(), table, final)
     grid.spaced = True
@@ -149,8 +155,6 @@ def _spaced_sigma_hats(config, table: NoiseTable, request: Request, final: float
     else:
         sigmas = table.sigma_hat_at(timesteps)
     if option := grid_option(config):
-        low = sigmas[-1].item() if config.sigma_min is None else config.sigma_min
-        high = sigmas[0].item() if config.sigma_max is None else config.sigma_max
-        sigmas = sigma_grid(GRID_OF_OPTION[option], low, high, len(timesteps))
+        sigmas = _between_ends(config, option, sigmas, len(timesteps))
         timesteps = table.timestep_at(sigmas)
     return timesteps, [*sigmas.tolist(), final][: len(timesteps) + 1]

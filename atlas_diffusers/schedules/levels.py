@@ -73,4 +73,4 @@ class NoiseTable:
         log = sigma_hats.to(torch.float64).clamp(min=1e-10).log()
         low = (torch.searchsorted(self.log_sigma_hats, log, right=True) - 1).clamp(0, len(self) - 2)
         left, right = self.log_sigma_hats[low], self.log_sigma_hats[low + 1]
-        return low + ((log - left) / (right - left)).clamp(0, 1)
+        return low + torch.where(right > left, (log - left) / (right - left), 1.0).clamp(0, 1)
