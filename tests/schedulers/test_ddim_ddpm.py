@@ -10,7 +10,6 @@ import pytest
 import torch
 from conftest import seeded
 from oracles import PREDICTION_TYPES, Gaussian, order_of_convergence, prediction
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from atlas_diffusers.schedulers import AtlasDDIMScheduler, AtlasDDPMScheduler, BaseNoiseScheduler, BaseScheduler
 
@@ -225,102 +224,7 @@ def test_ddpm_has_the_moments_of_its_recursion(prediction_type):
     assert (mean, std) == pytest.approx((2.0, 0.5), abs=0.02)
 
 
-# ------------------------------------------------------------------ dtypes, generators, devices
-
-
-@pytest.mark.parametrize("dtype, atol", [(torch.float16, 5e-3), (torch.bfloat16, 4e-2)])
-@STOCHASTIC
-def test_half_precision_is_computed_in_float32(cls, options, dtype, atol, monkeypatch):
-    scheduler = cls()
-    scheduler.set_timesteps(10)
-    x, z = noise().to(dtype), noise(4).to(dtype)
-    monkeypatch.setattr(scheduler, "_noise_like", lambda sample, generator: z.to(sample.dtype))
-    half = scheduler.step(network(x), 500, x, **options)
-    single = scheduler.step(network(x).float(), 500, x.float(), **options)
-    for field in ("prev_sample", "pred_original_sample"):
-        assert half[field].dtype == dtype
-        torch.testing.assert_close(half[field].float(), single[field], rtol=0, atol=atol)
-
-
-@STOCHASTIC
-def test_a_list_of_generators_is_single_runs(cls, options):
-    def run(x, seeds):
-        scheduler = cls()
-        scheduler.set_timesteps(6)
-        generators = [seeded(s) for s in seeds]
-        for t in scheduler.timesteps:
-            x = scheduler.step(network(x), t, x, generator=generators, **options).prev_sample
-        return x
-
-    x = noise(batch=3)
-    together = run(x, [3, 4, 5])
-    for i in range(3):
-        torch.testing.assert_close(together[i : i + 1], run(x[i : i + 1], [3 + i]), rtol=0, atol=1e-6)
-
-
-class NoSynchronisation(TorchDispatchMode):
-    """Refuses the operators that wait for a device."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in self.FORBIDDEN, f"{func} waits for the device"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("config", [{}, {"clip_sample": True}, {"use_karras_sigmas": True}], ids=str)
-@STOCHASTIC
-def test_steps_never_wait_for_the_device(cls, options, config):
-    scheduler = cls(**config)
-    scheduler.set_timesteps(5)
-    x, generator = noise(), seeded()
-    with NoSynchronisation():
-        for t in scheduler.timesteps:
-            x = scheduler.step(network(scheduler.scale_model_input(x, t)), t, x, generator=generator, **options).prev_sample
-    assert scheduler.step_index == 5
-
-
-def test_the_guard_against_waiting_works():
-    with pytest.raises(AssertionError, match="waits"), NoSynchronisation():
-        noise().max().item()
-
-
-@pytest.mark.parametrize("clip", CLIPS)
-@BOTH
-def test_steps_run_where_no_value_can_be_read(cls, clip):
-    scheduler = cls(**CLIPS[clip])
-    scheduler.set_timesteps(3, device="meta")
-    x = torch.empty(2, 3, 8, 8, device="meta")
-    for t in scheduler.timesteps:
-        x = scheduler.step(x, t, x).prev_sample
-    assert scheduler.step_index == 3 and x.shape == (2, 3, 8, 8)
-
-
 # ------------------------------------------------------------------ position in the grid
-
-
-@pytest.mark.parametrize("config", [{}, {"use_karras_sigmas": True}], ids=["spaced", "karras"])
-@BOTH
-def test_image_to_image_starts_in_the_middle(cls, config):
-    def run(set_begin, convert):
-        scheduler = cls(**config)
-        scheduler.set_timesteps(8)
-        if set_begin:
-            scheduler.set_begin_index(3)
-        x, generator = noise(), seeded()
-        for t in scheduler.timesteps[3:]:
-            x = scheduler.step(network(x), convert(t), x, generator=generator).prev_sample
-        assert scheduler.step_index == 8
-        return x
-
-    scheduler = cls(**config)
-    scheduler.set_timesteps(8)
-    expected, generator = noise(), seeded()
-    for index in range(3, 8):
-        t = scheduler.timesteps[index]
-        expected = scheduler.step(network(expected), t, expected, generator=generator).prev_sample
-    for set_begin, convert in itertools.product([False, True], [lambda t: t, lambda t: t.clone(), lambda t: t.item()]):
-        assert torch.equal(run(set_begin, convert), expected)
 
 
 @BOTH
