@@ -2,6 +2,8 @@
 
 import torch
 
+from ..schedules import NoiseLevel
+
 
 class StepPosition:
     """The part of a sampler that finds the index of a step; the list itself is ``self._grid.timesteps``."""
@@ -53,3 +55,8 @@ class StepPosition:
             raise ValueError(f"step() was called more often than the {len(self._grid.timesteps)} steps of set_timesteps()")
         self._step_index = index + 1
         return index
+
+    def _levels(self, timestep: torch.Tensor | float | int) -> tuple[NoiseLevel, NoiseLevel]:
+        """Where the step to take now starts and where it ends."""
+        index = self._advance(timestep)
+        return self._grid.source[index], self._grid.target[index]

@@ -32,11 +32,19 @@ class AtlasDDIMScheduler(BaseScheduler):
 
     def _network_calls(self, grid: TimeGrid) -> TimeGrid:
         if grid.spaced:
-            # as in Diffusers, an evenly spaced step always covers ⌊T/N⌋ training timesteps
-            stride = self.config.num_train_timesteps // self.num_inference_steps
-            ends = [t - stride for t in grid.timesteps]
-            grid.target = [self._table.level(t) if t >= 0 else self._final_level() for t in ends]
+            grid.target = [self._level_after(t) for t in grid.timesteps]
         return grid
+
+    def _level_after(self, timestep: int) -> NoiseLevel:
+        """As in Diffusers, an evenly spaced step always covers ⌊T/N⌋ training timesteps."""
+        end = timestep - self.config.num_train_timesteps // self.num_inference_steps
+        return self._table.level(end) if end >= 0 else self._final_level()
+
+    def _levels(self, timestep: torch.Tensor | int) -> tuple[NoiseLevel, NoiseLevel]:
+        if isinstance(timestep, int) and self._grid is not None and self._grid.spaced:
+            if timestep not in self._grid.timesteps and 0 <= timestep < len(self._table):
+                return self._table.level(timestep), self._level_after(timestep)
+        return super()._levels(timestep)
 
     def step(
         self,
@@ -54,7 +62,7 @@ class AtlasDDIMScheduler(BaseScheduler):
 
         Args:
             model_output: the network's prediction at ``timestep``, ``(batch, channels, height, width)``.
-            timestep: an element of ``self.timesteps``.
+            timestep: an element of ``self.timesteps``; on an even spacing also any other training timestep, as an int.
             sample: ``x_t``, same shape; half precision is computed in float32.
             eta: weight η in [0, 1] of the fresh noise.
             use_clipped_model_output: derive ε again from the clipped data prediction.
@@ -64,8 +72,7 @@ class AtlasDDIMScheduler(BaseScheduler):
         """
         if variance_noise is not None and generator is not None:
             raise ValueError("give generator or variance_noise, not both")
-        index = self._advance(timestep)
-        level, (alpha, sigma) = self._grid.source[index], self._grid.target[index]
+        level, (alpha, sigma) = self._levels(timestep)
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         data, noise = self._predict(output, x, level)
         if use_clipped_model_output:

@@ -46,8 +46,7 @@ class AtlasEulerScheduler(SigmaScheduler):
             generator: its source; a list has one generator a sample.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
-        index = self._advance(timestep)
-        level, target = self._grid.source[index], self._grid.target[index]
+        level, target = self._levels(timestep)
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         sigma = level.sigma
         if s_churn > 0 and s_tmin <= sigma <= s_tmax:

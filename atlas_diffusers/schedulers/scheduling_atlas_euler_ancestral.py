@@ -38,8 +38,7 @@ class AtlasEulerAncestralScheduler(SigmaScheduler):
             generator: source of ``z``; a list has one generator a sample.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
-        index = self._advance(timestep)
-        level, target = self._grid.source[index], self._grid.target[index]
+        level, target = self._levels(timestep)
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         data = self._predict_data(output, x, level)
         down = target.sigma**2 / level.sigma

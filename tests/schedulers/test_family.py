@@ -349,7 +349,15 @@ def test_steps_out_of_turn_are_refused(cls):
     with pytest.raises(ValueError, match="more often than the"):
         scheduler.step(x, scheduler.timesteps[-1], x)
     with pytest.raises(ValueError, match="is not among the"):
-        scheduler.step(x, 1, x)
+        scheduler.step(x, 1.5, x)
+
+
+def test_ddim_steps_from_any_training_timestep_as_diffusers_does():
+    ours, stock, x = AtlasDDIMScheduler(), diffusers.DDIMScheduler(clip_sample=False), noise()
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(50)
+    for t in (1, 10, 49, 777):
+        assert_same(ours.step(network(x), t, x).prev_sample, stock.step(network(x), t, x).prev_sample)
 
 
 @pytest.mark.parametrize("option", ["interpolation_type", "timestep_type"])
