@@ -11,14 +11,13 @@ RUNGE_KUTTA_STEPS = 3
 
 
 @dataclass
-class PNDMCalls:
+class PNDMCalls(TimeGrid):
     """
-    ``called[i]`` is the level of network call ``i``; ``grid`` has the transfer that it takes part in, ``backward`` the one
-    that ends there. The first ``runge_kutta`` calls belong to Runge-Kutta steps.
+    ``called[i]`` is the level of network call ``i``; ``source`` and ``target`` are the transfer that it takes part in,
+    ``backward`` the one that ends there. The first ``runge_kutta`` calls belong to Runge-Kutta steps.
     """
 
-    grid: TimeGrid
-    called: list[NoiseLevel]
+    called: list[NoiseLevel] = field(default_factory=list)
     backward: list[tuple[NoiseLevel, NoiseLevel]] = field(default_factory=list)
     runge_kutta: int = 0
 
@@ -42,8 +41,14 @@ def plms_calls(
     else:
         before = [table.level(min(t + stride, len(table) - 1)) for t in grid.timesteps]
     source = [grid.source[i] for i in order]
-    calls = TimeGrid([grid.timesteps[i] for i in order], source, [targets[i] for i in order], grid.dtype)
-    return PNDMCalls(calls, source, [(before[i], grid.source[i]) for i in order])
+    return PNDMCalls(
+        timesteps=[grid.timesteps[i] for i in order],
+        source=source,
+        target=[targets[i] for i in order],
+        dtype=grid.dtype,
+        called=source,
+        backward=[(before[i], grid.source[i]) for i in order],
+    )
 
 
 def runge_kutta_calls(
@@ -66,7 +71,7 @@ def runge_kutta_calls(
     called += grid.source[count:]
     source += grid.source[count:]
     target += _targets(grid, stride, table, final)[count:]
-    return PNDMCalls(TimeGrid(timesteps, source, target, grid.dtype), called, runge_kutta=4 * count)
+    return PNDMCalls(timesteps, source, target, grid.dtype, called=called, runge_kutta=4 * count)
 
 
 def _midpoint(t, after, here: NoiseLevel, there: NoiseLevel, stride, table: NoiseTable, finite_table: NoiseTable):

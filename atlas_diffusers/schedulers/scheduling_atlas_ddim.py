@@ -30,20 +30,18 @@ class AtlasDDIMScheduler(BaseScheduler):
     def _final_level(self) -> NoiseLevel:
         return super()._final_level() if self.config.set_alpha_to_one else self._table.level(0)
 
-    def _network_calls(self, grid: TimeGrid) -> TimeGrid:
+    def _network_calls(self, grid: TimeGrid, steps: int) -> TimeGrid:
         if grid.spaced:
-            grid.target = [self._level_after(t) for t in grid.timesteps]
+            # as in Diffusers, an evenly spaced step always covers ⌊T/N⌋ training timesteps
+            stride, final, levels = self.config.num_train_timesteps // steps, self._final_level(), self._table.levels
+            grid.target = [levels[t - stride] if t >= stride else final for t in grid.timesteps]
         return grid
-
-    def _level_after(self, timestep: int) -> NoiseLevel:
-        """As in Diffusers, an evenly spaced step always covers ⌊T/N⌋ training timesteps."""
-        end = timestep - self.config.num_train_timesteps // self.num_inference_steps
-        return self._table.level(end) if end >= 0 else self._final_level()
 
     def _levels(self, timestep: torch.Tensor | int) -> tuple[NoiseLevel, NoiseLevel]:
         if isinstance(timestep, int) and self._grid is not None and self._grid.spaced:
             if timestep not in self._grid.timesteps and 0 <= timestep < len(self._table):
-                return self._table.level(timestep), self._level_after(timestep)
+                end = timestep - self.config.num_train_timesteps // self.num_inference_steps
+                return self._table.level(timestep), self._table.level(end) if end >= 0 else self._final_level()
         return super()._levels(timestep)
 
     def step(

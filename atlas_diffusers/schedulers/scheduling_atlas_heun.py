@@ -29,9 +29,11 @@ class AtlasHeunScheduler(SigmaScheduler):
     def __init__(self, beta_start: float = 0.00085, beta_end: float = 0.012):
         pass
 
-    def _network_calls(self, grid: TimeGrid) -> TimeGrid:
+    def _reset(self) -> None:
         self._derivative = None
-        called = [(i + 1) // 2 for i in range(2 * len(grid.source) - 1)]
+
+    def _network_calls(self, grid: TimeGrid, steps: int) -> TimeGrid:
+        called = [(i + 1) // 2 for i in range(2 * steps - 1)]
         return TimeGrid(
             timesteps=[grid.timesteps[i] for i in called],
             source=[grid.source[i] for i in called],

@@ -59,12 +59,13 @@ class AtlasPNDMScheduler(BaseScheduler):
     def _final_level(self) -> NoiseLevel:
         return super()._final_level() if self.config.set_alpha_to_one else self._table.level(0)
 
-    def _network_calls(self, grid: TimeGrid) -> TimeGrid:
-        stride = self.config.num_train_timesteps // self.num_inference_steps if grid.spaced else None
-        build = plms_calls if self.config.skip_prk_steps else runge_kutta_calls
-        self._calls: PNDMCalls = build(grid, stride, self._table, self._finite_table, self._final_level())
+    def _reset(self) -> None:
         self._history = _History()
-        return self._calls.grid
+
+    def _network_calls(self, grid: TimeGrid, steps: int) -> PNDMCalls:
+        stride = self.config.num_train_timesteps // steps if grid.spaced else None
+        build = plms_calls if self.config.skip_prk_steps else runge_kutta_calls
+        return build(grid, stride, self._table, self._finite_table, self._final_level())
 
     def step(
         self,
@@ -86,7 +87,7 @@ class AtlasPNDMScheduler(BaseScheduler):
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         prediction_type = self.config.prediction_type
         if prediction_type != "v_prediction" or self._clips:
-            prediction_type, output = "epsilon", self._noise_prediction(output, x, self._calls.called[index])
+            prediction_type, output = "epsilon", self._noise_prediction(output, x, self._grid.called[index])
         start, source, target, mean = self._combine_calls(index, x, output)
 
         a, b = data_coefficients(prediction_type, *source)
@@ -109,12 +110,12 @@ class AtlasPNDMScheduler(BaseScheduler):
         self, index: int, x: torch.Tensor, prediction: torch.Tensor
     ) -> tuple[torch.Tensor, NoiseLevel, NoiseLevel, torch.Tensor]:
         """Where the transfer starts, its two levels, and the mean prediction along it."""
-        history, source, target = self._history, self._calls.grid.source[index], self._calls.grid.target[index]
+        history, source, target = self._history, self._grid.source[index], self._grid.target[index]
         history.calls += 1
-        if index < self._calls.runge_kutta:
+        if index < self._grid.runge_kutta:
             return self._runge_kutta(index, x, prediction)
         if self.config.skip_prk_steps and history.calls == 2:
-            source, target = self._calls.backward[index]
+            source, target = self._grid.backward[index]
             return self._start(x, source, target), source, target, (prediction + history.predictions[0]) / 2
         history.start = x
         history.predictions = [prediction, *history.predictions[:3]]
@@ -127,15 +128,15 @@ class AtlasPNDMScheduler(BaseScheduler):
     def _runge_kutta(
         self, index: int, x: torch.Tensor, prediction: torch.Tensor
     ) -> tuple[torch.Tensor, NoiseLevel, NoiseLevel, torch.Tensor]:
-        history, source, target = self._history, self._calls.grid.source[index], self._calls.grid.target[index]
+        history, source, target = self._history, self._grid.source[index], self._grid.target[index]
         stage = index % 4
         if stage == 0:
             history.start, history.partial = x, prediction / 6
             history.predictions = [prediction, *history.predictions[:3]]
             return x, source, target, prediction
         if history.start is None:  # a trajectory that begins inside a step goes on to the next call's level
-            return x, self._calls.called[index], self._calls.called[index + 1], prediction
-        start = self._start(x, source, self._calls.called[index])
+            return x, self._grid.called[index], self._grid.called[index + 1], prediction
+        start = self._start(x, source, self._grid.called[index])
         if stage == 3:
             return start, source, target, torch.add(history.partial, prediction, alpha=1 / 6)
         history.partial.add_(prediction, alpha=1 / 3)

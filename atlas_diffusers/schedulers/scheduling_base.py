@@ -28,6 +28,21 @@ class AtlasSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Result of ``set_timesteps``, kept for the next call with the same arguments and configuration."""
+
+    key: tuple | None
+    config: object
+    num_inference_steps: int
+    grid: TimeGrid
+    timesteps: torch.Tensor
+    sigmas: torch.Tensor
+
+    def __deepcopy__(self, memo) -> "_Plan":
+        return self
+
+
 def combine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tensor:
     """``a·x + b·y`` in as few passes over memory as the scalars allow."""
     if a == 0:
@@ -110,6 +125,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         self.timesteps = torch.arange(len(self.betas) - 1, -1, -1)
         self.num_inference_steps = None
         self._grid: TimeGrid | None = None
+        self._plan: _Plan | None = None
         self._step_index = self._begin_index = None
 
     def _get_beta_schedule(self) -> torch.Tensor:
@@ -156,19 +172,33 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         Raises:
             ValueError: if none or several are given, or values are out of range or not decreasing.
         """
-        grid = self._build_grid(Request(num_inference_steps, timesteps, sigmas))
-        self.num_inference_steps = len(grid.source)
-        self._grid = self._network_calls(grid)
-        self.timesteps = torch.tensor(self._grid.timesteps, dtype=self._grid.dtype, device=device)
-        self.sigmas = torch.tensor([level.sigma_hat for level in (*self._grid.source, self._grid.target[-1])])
+        cacheable = type(num_inference_steps) is int and timesteps is None and sigmas is None
+        key = (num_inference_steps, device) if cacheable else None
+        if key is None or self._plan is None or self._plan.key != key or self._plan.config is not self._internal_dict:
+            self._plan = self._make_plan(Request(num_inference_steps, timesteps, sigmas), device, key)
+        plan = self._plan
+        self.num_inference_steps, self._grid = plan.num_inference_steps, plan.grid
+        self.timesteps, self.sigmas = plan.timesteps.clone(), plan.sigmas
         self._step_index = self._begin_index = None
+        self._reset()
+
+    def _make_plan(self, request: Request, device, key) -> _Plan:
+        grid = self._build_grid(request)
+        steps = len(grid.source)
+        calls = self._network_calls(grid, steps)
+        sigmas = torch.tensor([level.sigma_hat for level in (*calls.source, calls.target[-1])])
+        timesteps = torch.tensor(calls.timesteps, dtype=calls.dtype, device=device)
+        return _Plan(key, self._internal_dict, steps, calls, timesteps, sigmas)
 
     def _build_grid(self, request: Request) -> TimeGrid:
         return variance_preserving_grid(self.config, self._table, self._finite_table, request, self._final_level())
 
-    def _network_calls(self, grid: TimeGrid) -> TimeGrid:
+    def _network_calls(self, grid: TimeGrid, steps: int) -> TimeGrid:
         """The grid of network calls of a grid of steps; a sampler with several calls a step overrides this."""
         return grid
+
+    def _reset(self) -> None:
+        """Forget what earlier steps left; a sampler with a memory overrides this."""
 
     def _final_level(self) -> NoiseLevel:
         return CLEAN if self.config.final_sigmas_type == "zero" else self._table.level(0)

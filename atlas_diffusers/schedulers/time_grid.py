@@ -30,6 +30,9 @@ class TimeGrid:
     dtype: torch.dtype
     spaced: bool = False
 
+    def __deepcopy__(self, memo) -> "TimeGrid":
+        return self  # nothing changes a grid once it is built
+
 
 @dataclass(frozen=True)
 class Request:
@@ -104,21 +107,22 @@ def variance_preserving_grid(
     if request.sigmas is not None:
         return _from_sigma_hats(checked_sigmas(request.sigmas), finite_table)
     if request.timesteps is not None:
-        return _from_timesteps(checked_timesteps(request.timesteps, len(table)), table, final)
+        timesteps = checked_timesteps(request.timesteps, len(table))
+        if any(t != int(t) for t in timesteps):
+            raise ValueError(f"timesteps must be integers here, got {timesteps}; give sigmas for levels between them")
+        return _from_timesteps([int(t) for t in timesteps], table, final)
     spaced = spaced_grid(config, request.num_inference_steps, len(table))
     if option := grid_option(config):
         levels = _between_ends(config, option, finite_table.sigma_hats.flip(0), len(spaced))
         return _from_sigma_hats([*levels.tolist(), final.sigma_hat], finite_table)
-    grid = _from_timesteps(spaced.round().tolist(), table, final)
+    grid = _from_timesteps(spaced.round().long().tolist(), table, final)
     grid.spaced = True
     return grid
 
 
-def _from_timesteps(timesteps: list[float], table: NoiseTable, final: NoiseLevel) -> TimeGrid:
-    if any(t != int(t) for t in timesteps):
-        raise ValueError(f"timesteps must be integers here, got {timesteps}; give sigmas for levels between them")
-    source = [table.level(int(t)) for t in timesteps]
-    return TimeGrid([int(t) for t in timesteps], source, [*source[1:], final], torch.int64)
+def _from_timesteps(timesteps: list[int], table: NoiseTable, final: NoiseLevel) -> TimeGrid:
+    source = [table.levels[t] for t in timesteps]
+    return TimeGrid(timesteps, source, [*source[1:], final], torch.int64)
 
 
 def _from_sigma_hats(sigmas: list[float], table: NoiseTable) -> TimeGrid:

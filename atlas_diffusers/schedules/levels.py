@@ -1,6 +1,7 @@
 """Noise levels: signal α, noise σ and log-SNR λ of every training timestep, and between them."""
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -45,27 +46,31 @@ class NoiseTable:
 
     def __init__(self, alphas_cumprod: torch.Tensor, floor: float = 0.0):
         self.alphas_cumprod = alphas_cumprod.to(torch.float64).clamp(min=floor)
-        self._values = self.alphas_cumprod.tolist()
         self.sigma_hats = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
         self.log_sigma_hats = self.sigma_hats.log()
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.alphas_cumprod)
+
+    def __deepcopy__(self, memo) -> "NoiseTable":
+        return self  # nothing changes a table
+
+    @cached_property
+    def levels(self) -> list[NoiseLevel]:
+        """The VP levels of the training timesteps."""
+        alphas, sigmas = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
+        return list(map(NoiseLevel, alphas.tolist(), sigmas.tolist()))
 
     def level(self, timestep: int) -> NoiseLevel:
         """The level of a training timestep; negative timesteps are clean data."""
-        if timestep < 0:
-            return CLEAN
-        alpha_bar = self._values[timestep]
-        return NoiseLevel(math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+        return self.levels[timestep] if timestep >= 0 else CLEAN
 
     def sigma_hat_at(self, timesteps: torch.Tensor, log: bool = False) -> torch.Tensor:
         """σ̂ at fractional timesteps, linear in σ̂ (or in log σ̂) between training timesteps."""
         table = (self.log_sigma_hats if log else self.sigma_hats).to(timesteps.device)
         position = timesteps.to(torch.float64).clamp(0, len(self) - 1)
-        low = position.floor().long()
-        values = torch.lerp(table[low], table[(low + 1).clamp(max=len(self) - 1)], position - low)
-        values = torch.where(position == low, table[low], values)
+        low = position.long()
+        values = torch.lerp(table[low], table[position.ceil().long()], position - low)
         return values.exp() if log else values
 
     def timestep_at(self, sigma_hats: torch.Tensor) -> torch.Tensor:
