@@ -4,6 +4,8 @@ from setuptools import find_packages, setup
 
 DEV = [
     "scipy>=1.13",
+    "matplotlib>=3.9",
+    "open-clip-torch>=2.24",
     "pytest>=8",
     "hypothesis>=6.100",
     "ruff>=0.8",
@@ -35,6 +37,6 @@ setup(
         "numpy>=2.0.2",
         "tqdm>=4.66.6",
     ],
-    extras_require={"clip": ["open-clip-torch>=2.24"], "beta": ["scipy>=1.13"], "dev": DEV},
+    extras_require={"clip": ["open-clip-torch>=2.24"], "beta": ["scipy>=1.13"], "plot": ["matplotlib>=3.9"], "dev": DEV},
     entry_points={"console_scripts": ["atlas-diffusers = atlas_diffusers.cli:main"]},
 )

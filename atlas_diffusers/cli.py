@@ -5,6 +5,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from .cli_schedulers import add_schedulers_command, scheduler_class
+
 EXAMPLES = """examples:
   atlas-diffusers generate "red heart" -o heart.png
   atlas-diffusers generate "panda face" "sunflower" --count 4 --seed 7 -o grid.png
@@ -41,20 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--scheduler", help="ddim, ddpm or a class name (default: the pipeline's)")
     generate.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     generate.set_defaults(run=run_generate)
+    add_schedulers_command(commands)
     return parser
-
-
-def scheduler_class(name: str):
-    """A scheduler class from its class name, or from the short name of one of ours (``ddim``)."""
-    import diffusers
-
-    import atlas_diffusers
-
-    short = {n.removeprefix("Atlas").removesuffix("Scheduler").lower(): n for n in atlas_diffusers.SCHEDULERS}
-    found = short.get(name.lower(), name)
-    if not found.endswith("Scheduler") or not hasattr(diffusers, found):
-        raise ValueError(f"scheduler {name!r} is unknown; allowed are {sorted(short)} and Diffusers' class names")
-    return getattr(diffusers, found)
 
 
 def check_output(path: Path) -> None:
@@ -116,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"atlas-diffusers: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -49,7 +49,7 @@ BAD = [
     (["--model", "no-such"], "no pipeline 'no-such'"),
     (["--steps", "0"], "--steps 0"),
     (["--count", "0"], "--count 0"),
-    (["--scheduler", "bogus"], "scheduler 'bogus' is unknown; allowed are ['ddim', 'ddpm']"),
+    (["--scheduler", "bogus"], "scheduler 'bogus' is unknown; allowed are ['cosinenoise', 'ddim', 'ddpm'"),
     (["-o", "picture.txt"], "picture.txt: expected a picture file name"),
     (["-o", "no-such-folder/a.png"], "folder no-such-folder does not exist"),
 ]

@@ -50,6 +50,7 @@ class ConfigConversion:
     """The part of a sampler that reads foreign configurations and writes ones that Diffusers' schedulers read."""
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers if e.name != "EDMEulerScheduler"]
+    _compatibles += ["LCMScheduler", "TCDScheduler", "SASolverScheduler"]  # their options may travel through us unread
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

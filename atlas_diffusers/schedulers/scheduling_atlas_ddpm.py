@@ -31,6 +31,8 @@ class AtlasDDPMScheduler(BaseScheduler):
 
     def _check_config(self) -> None:
         super()._check_config()
+        if self.config.variance_type is None:  # files of DPM-Solver; Diffusers' DDPM then has the posterior's variance
+            self.register_to_config(variance_type="fixed_small")
         if self.config.variance_type not in VARIANCE_TYPES:
             raise ValueError(f"variance_type={self.config.variance_type!r} is unknown; allowed are {VARIANCE_TYPES}")
 
@@ -67,7 +69,8 @@ class AtlasDDPMScheduler(BaseScheduler):
         if self._grid.timesteps[index] > 0:
             small = max(beta * target.sigma**2 / level.sigma**2, 1e-20)
             noise = self._to_working_dtype(self._noise_like(sample, generator))
-            prev = prev + self._standard_deviation(small, beta, learned) * noise
+            deviation = self._standard_deviation(small, beta, learned)
+            prev = torch.add(prev, noise, alpha=deviation) if learned is None else torch.addcmul(prev, deviation, noise)
         return self._output(prev, data, sample.dtype, return_dict)
 
     def _split_learned(self, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

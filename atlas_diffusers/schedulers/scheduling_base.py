@@ -7,6 +7,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 
 from ..schedules import NoiseLevel, NoiseTable, data_coefficients, get_betas, noise_coefficients
 from ..schedules.betas import rescale_zero_terminal_snr
@@ -15,7 +16,7 @@ from ..schedules.levels import CLEAN
 from ..schedules.predictions import check_prediction_type
 from .conversion import ConfigConversion
 from .position import StepPosition
-from .time_grid import GRID_OF_OPTION, Request, TimeGrid, variance_preserving_grid
+from .time_grid import GRID_OF_OPTION, Request, TimeGrid, as_tensor, variance_preserving_grid
 
 ZERO_SNR_FLOOR = 2.0**-24
 
@@ -178,7 +179,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
             self._plan = self._make_plan(Request(num_inference_steps, timesteps, sigmas), device, key)
         plan = self._plan
         self.num_inference_steps, self._grid = plan.num_inference_steps, plan.grid
-        self.timesteps, self.sigmas = plan.timesteps.clone(), plan.sigmas
+        self.timesteps, self.sigmas = plan.timesteps.clone(), plan.sigmas.clone()
         self._step_index = self._begin_index = None
         self._reset()
 
@@ -186,8 +187,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         grid = self._build_grid(request)
         steps = len(grid.source)
         calls = self._network_calls(grid, steps)
-        sigmas = torch.tensor([level.sigma_hat for level in (*calls.source, calls.target[-1])])
-        timesteps = torch.tensor(calls.timesteps, dtype=calls.dtype, device=device)
+        sigmas = as_tensor([level.sigma_hat for level in (*calls.source, calls.target[-1])], torch.float32)
+        timesteps = as_tensor(calls.timesteps, calls.dtype).to(device)
         return _Plan(key, self._internal_dict, steps, calls, timesteps, sigmas)
 
     def _build_grid(self, request: Request) -> TimeGrid:
@@ -241,8 +242,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         return data.clamp(-c.clip_sample_range, c.clip_sample_range) if c.clip_sample else data
 
     def _noise_like(self, sample: torch.Tensor, generator) -> torch.Tensor:
-        from diffusers.utils.torch_utils import randn_tensor
-
+        if generator is None:
+            return torch.randn(sample.shape, device=sample.device, dtype=sample.dtype)
         return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | None = None) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..schedules import NoiseLevel, NoiseTable, sigma_grid, spaced_timesteps
@@ -13,6 +14,11 @@ GRID_OF_OPTION = {
     "use_beta_sigmas": "beta",
     "use_lu_lambdas": "lambda",
 }
+
+
+def as_tensor(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+    """``torch.tensor(values, dtype)`` by way of numpy, which reads a list several times faster."""
+    return torch.from_numpy(np.array(values)).to(dtype)
 
 
 @dataclass
@@ -57,8 +63,8 @@ def grid_option(config) -> str | None:
     return next((option for option in GRID_OF_OPTION if config[option]), None)
 
 
-def spaced_grid(config, steps: int, num_train_timesteps: int) -> torch.Tensor:
-    """The configured spacing of the training timesteps, ``(steps,)``, float64."""
+def spaced_grid(config, steps: int, num_train_timesteps: int) -> list[float]:
+    """The configured spacing of the training timesteps."""
     T = num_train_timesteps
     if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= T:
         raise ValueError(f"num_inference_steps={steps}; expected an integer from 1 to {T}")
@@ -115,7 +121,7 @@ def variance_preserving_grid(
     if option := grid_option(config):
         levels = _between_ends(config, option, finite_table.sigma_hats.flip(0), len(spaced))
         return _from_sigma_hats([*levels.tolist(), final.sigma_hat], finite_table)
-    grid = _from_timesteps(spaced.round().long().tolist(), table, final)
+    grid = _from_timesteps([round(t) for t in spaced], table, final)
     grid.spaced = True
     return grid
 
@@ -152,7 +158,7 @@ def _spaced_sigma_hats(config, table: NoiseTable, request: Request, final: float
     if request.timesteps is not None:
         timesteps = torch.tensor(checked_timesteps(request.timesteps, len(table)), dtype=torch.float32)
     else:
-        timesteps = spaced_grid(config, request.num_inference_steps, len(table)).float()
+        timesteps = as_tensor(spaced_grid(config, request.num_inference_steps, len(table)), torch.float32)
     if config.interpolation_type == "log_linear":
         ends = table.sigma_hats[0].item(), table.sigma_hats[-1].item()
         sigmas = sigma_grid("exponential", *ends, len(timesteps) + 1)

@@ -8,9 +8,9 @@ TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
 SIGMA_GRIDS = ("karras", "exponential", "beta", "lambda")
 
 
-def spaced_timesteps(spacing: str, steps: int, num_train_timesteps: int, offset: int = 0) -> torch.Tensor:
+def spaced_timesteps(spacing: str, steps: int, num_train_timesteps: int, offset: int = 0) -> list[float]:
     """
-    ``steps`` decreasing timesteps in float64 (Lin et al. 2023, table 2, arXiv 2305.08891).
+    ``steps`` decreasing timesteps (Lin et al. 2023, table 2, arXiv 2305.08891).
 
     ==========  =============================================
     linspace    T−1 ... 0, both ends included, fractional
@@ -19,16 +19,18 @@ def spaced_timesteps(spacing: str, steps: int, num_train_timesteps: int, offset:
     ==========  =============================================
     """
     T = num_train_timesteps
-    index = torch.arange(steps, dtype=torch.float64)
     match spacing:
         case "linspace":
             # products, not torch.linspace: halves then round as numpy's do in Diffusers
-            return (index * ((T - 1) / (steps - 1))).clamp(max=T - 1).flip(0) if steps > 1 else index + T - 1
+            ratio = (T - 1) / max(steps - 1, 1)
+            return [min(i * ratio, T - 1) for i in range(steps - 1, -1, -1)] if steps > 1 else [T - 1]
         case "leading":
-            return index.flip(0) * (T // steps) + offset
+            stride = T // steps
+            return list(range((steps - 1) * stride + offset, offset - 1, -stride))
         case "trailing":
             # the stride as numpy.arange(T, 0, -T/steps) computes it, for the same reason
-            return (T + index * ((T - T / steps) - T)).round() - 1
+            stride = (T - T / steps) - T
+            return [round(T + i * stride) - 1 for i in range(steps)]
     raise ValueError(f"timestep_spacing={spacing!r} is unknown; allowed are {TIMESTEP_SPACINGS}")
 
 
