@@ -21,10 +21,12 @@ ALLOWED = {
     "schedulers": {"schedules"},
     "kernels": set(),
     "solvers": {"kernels", "schedules"},
-    "pipelines": {"models", "schedulers", "conditioning", "pretrained"},
+    "pipelines": {"models", "schedules", "schedulers", "solvers", "conditioning", "config", "pretrained"},
     "metrics": {"pretrained", "pipelines"},
     "training": {"config", "conditioning", "models", "schedules", "pretrained", "pipelines"},
-    "cli": {"pipelines", "metrics", "config"},
+    "plots": set(),
+    "cli_schedulers": {"schedulers", "pretrained", "plots"},
+    "cli": {"pipelines", "metrics", "config", "cli_schedulers"},
 }
 
 

@@ -18,6 +18,7 @@ def test_the_first_lines_are_the_two_commands():
 
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "schedulers").symlink_to(ROOT / "schedulers")
     scope: dict = {}
     for block in re.findall(r"```python\n(.*?)```", README, re.S):
         exec(compile(block, "README.md", "exec"), scope)
