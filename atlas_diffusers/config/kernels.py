@@ -1,0 +1,38 @@
+"""Kernel operators in a recipe."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from .training import StrictModel
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class KernelConfig(StrictModel):
+    """Which kernel operator: ``make_kernel_operator(x, y, **config.arguments())``."""
+
+    kernel_type: str = Field("gaussian", description="gaussian, laplacian, cauchy, or a registered kernel of your own")
+    epsilon: PositiveFloat = Field(1.0, description="bandwidth, a length in the unit of the points")
+    adaptive_epsilon: bool = Field(False, description="epsilon is in units of the median distance instead")
+    solver_type: str = Field("auto", description="auto, direct, fft, rff, nystrom, or a registered operator of your own")
+    rff_features: int = Field(1024, ge=1, description="frequencies of the random features; each gives two features")
+    n_landmarks: int = Field(256, ge=1, description="landmarks of nystrom")
+    orthogonal: bool = Field(True, description="random features: orthogonal frequencies")
+    multi_scale: bool = Field(False, description="average the kernel over the bandwidths scale_factor · epsilon")
+    scale_factors: list[PositiveFloat] = Field([0.5, 1.0, 2.0], min_length=1)
+    max_kernel_cache_size: int = Field(1024, ge=1, description="largest kernel matrix, or its factors, in memory, in MiB")
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of ``atlas_diffusers.kernels.make_kernel_operator``."""
+        return {
+            "kernel_type": self.kernel_type,
+            "epsilon": self.epsilon,
+            "adaptive_epsilon": self.adaptive_epsilon,
+            "solver_type": self.solver_type,
+            "num_features": self.rff_features,
+            "num_landmarks": self.n_landmarks,
+            "orthogonal": self.orthogonal,
+            "scale_factors": self.scale_factors if self.multi_scale else None,
+            "max_bytes": self.max_kernel_cache_size * 2**20,
+        }
