@@ -39,6 +39,12 @@ setup(
         "numpy>=2.0.2",
         "tqdm>=4.66.6",
     ],
-    extras_require={"clip": ["open-clip-torch>=2.24"], "beta": ["scipy>=1.13"], "plot": ["matplotlib>=3.9"], "eval": EVAL, "dev": DEV},
+    extras_require={
+        "clip": ["open-clip-torch>=2.24"],
+        "beta": ["scipy>=1.13"],
+        "plot": ["matplotlib>=3.9"],
+        "eval": EVAL,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["atlas-diffusers = atlas_diffusers.cli:main"]},
 )
