@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/atlas-diffusers generate $(DEMO_PROMPTS) --seed 0 -o atlas-demo.png
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

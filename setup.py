@@ -8,7 +8,9 @@ DEV = [
     "scipy>=1.13",
     "matplotlib>=3.9",
     "open-clip-torch>=2.24",
+    "scikit-learn>=1.5",
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "ruff>=0.8",
 ]

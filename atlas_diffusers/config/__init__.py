@@ -1,6 +1,17 @@
 """What a recipe may say: pydantic models, read from YAML or JSON."""
 
+from .bridge import BridgeConfig
+from .kernels import KernelConfig
 from .reading import apply_overrides, read_mapping, validate
 from .training import DatasetConfig, TextEncoderConfig, TrainingConfig
 
-__all__ = ["DatasetConfig", "TextEncoderConfig", "TrainingConfig", "apply_overrides", "read_mapping", "validate"]
+__all__ = [
+    "BridgeConfig",
+    "DatasetConfig",
+    "KernelConfig",
+    "TextEncoderConfig",
+    "TrainingConfig",
+    "apply_overrides",
+    "read_mapping",
+    "validate",
+]

@@ -3,27 +3,35 @@
 import copy
 import inspect
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg, retrieve_timesteps
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..config import BridgeConfig
 from ..models import AtlasUNet2DModel
+from .bridging import AtlasPipelineOutput, BridgeRun
 from .call_state import PerThread
 from .conditioned import ConditioningMixin
 from .inputs import batch_size_of, check_call_inputs
 from .latents import LatentsMixin
 from .loading import resolve_pipeline
+from .references import FILE, References, ReferencesMixin
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
-class AtlasPipeline(ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     r"""
     Generates pictures with a UNet and any scheduler, in pixels or in the latent space of a VAE.
 
@@ -45,6 +53,7 @@ class AtlasPipeline(ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDi
     _guidance_scale = PerThread(7.5)
     _guidance_rescale = PerThread(0.0)
     _num_timesteps = PerThread(0)
+    _network_batch_size = PerThread(1)
     _guided = PerThread(False)
 
     def __init__(
@@ -77,9 +86,12 @@ class AtlasPipeline(ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDi
         path = resolve_pipeline(str(pretrained_model_name_or_path))
         try:
             with torch.random.fork_rng():
-                return super().from_pretrained(path, **kwargs)
+                pipeline = super().from_pretrained(path, **kwargs)
         except SafetensorError as error:
             raise OSError(f"{path}: weights are damaged: {error}") from error
+        if (Path(path) / FILE).is_file():
+            pipeline.references = References.load(Path(path) / FILE)
+        return pipeline
 
     # ------------------------------------------------------------------ state that callbacks may read and change
 
@@ -127,11 +139,15 @@ class AtlasPipeline(ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDi
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         cross_attention_kwargs: dict | None = None,
+        references: "torch.Tensor | Dataset | References | str | None" = None,
+        reference_weights: torch.Tensor | None = None,
+        bridge: BridgeConfig | dict | None = None,
+        network_batch_size: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
-    ) -> ImagePipelineOutput | tuple:
+    ) -> AtlasPipelineOutput | tuple:
         """
         Generate pictures.
 
@@ -151,6 +167,12 @@ class AtlasPipeline(ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDi
             latents: start noise of unit variance, ``(batch, channels, height / scale, width / scale)``.
             prompt_embeds, negative_prompt_embeds: text states instead of texts.
             cross_attention_kwargs: ``{"scale": s}`` scales LoRA layers.
+            references: clean data that the batch is coupled with by a Schrödinger bridge: pictures in [-1, 1] or latents,
+                ``(m, channels, height, width)``, a dataset with ``image`` and ``text``, or a safetensors file. Samples of
+                one prompt form a group whose references are weighted by the likeness of their captions to it.
+            reference_weights: ``(m,)``, non-negative.
+            bridge: fields of :class:`~atlas_diffusers.config.BridgeConfig`; alone, with the pipeline's own references.
+            network_batch_size: most pictures in one network call; couplings and results do not depend on it.
             output_type: `pil`, `np`, `pt` or `latent`.
             return_dict: return an output object instead of a tuple.
             callback_on_step_end: called as ``f(pipeline, index, timestep, tensors)``, returns the tensors to replace.
@@ -183,17 +205,20 @@ class AtlasPipeline(ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDi
         )  # fmt: skip
         explicit = timesteps is not None or sigmas is not None
         retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
+        bridge = self._bridge(references, reference_weights, bridge, prompt, batch, height, width, scheduler)
         latents, begin = self._start(scheduler, batch, height, width, image, strength, generator, latents)
+        self._network_batch_size = network_batch_size or batch
         latents = self._denoise(
             scheduler, latents, begin, prompt_embeds, labels, cross_attention_kwargs,
-            self._extra_step_arguments(scheduler, generator, eta), callback_on_step_end, tensor_inputs,
+            self._extra_step_arguments(scheduler, generator, eta), callback_on_step_end, tensor_inputs, bridge,
         )  # fmt: skip
+        report = None if bridge is None else bridge.finish(latents)
         images = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return AtlasPipelineOutput(images=images, bridge=report) if return_dict else (images,)
 
     def _denoise(
-        self, scheduler, latents, begin, prompt_embeds, labels, cross_attention_kwargs, extra, callback, tensor_inputs
+        self, scheduler, latents, begin, prompt_embeds, labels, attention_kwargs, extra, callback, tensor_inputs, bridge
     ) -> torch.Tensor:
         """The sampling loop, from ``timesteps[begin]`` to clean latents."""
         steps = scheduler.timesteps[begin:]
@@ -203,7 +228,7 @@ class AtlasPipeline(ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDi
             for index, t in enumerate(steps):
                 if self.interrupt:
                     break
-                prediction = self._guided_prediction(scheduler, latents, t, prompt_embeds, labels, cross_attention_kwargs)
+                prediction = self._prediction(scheduler, latents, t, prompt_embeds, labels, attention_kwargs, bridge)
                 healthy.append(prediction.isfinite().all())
                 latents = scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
                 if callback is not None:
@@ -217,12 +242,36 @@ class AtlasPipeline(ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDi
                     _stop_where_unhealthy(healthy)
         return latents
 
+    def _prediction(
+        self, scheduler, latents, t, prompt_embeds, labels, attention_kwargs, bridge: BridgeRun | None
+    ) -> torch.Tensor:
+        """The network's prediction at ``t``, replaced or corrected by the bridge where there is one."""
+        model_input = scheduler.scale_model_input(latents, t)
+        rows = torch.arange(len(latents), device=latents.device)
+        couplings = {} if bridge is None else bridge.couplings(latents, t)
+        if bridge is not None:
+            rows = bridge.network_rows(len(latents), couplings, latents.device)
+        parts = [
+            self._guided_prediction(
+                model_input[part], t, _of_rows(prompt_embeds, part, len(latents)),
+                _of_rows(labels, part, len(latents)), attention_kwargs,
+            )
+            for part in rows.split(self._network_batch_size)
+            if len(part)
+        ]  # fmt: skip
+        if not couplings:
+            return torch.cat(parts)
+        prediction = torch.zeros_like(latents)
+        if parts:
+            prediction[rows] = torch.cat(parts)
+        return bridge.apply(prediction, latents, couplings)
+
     def _guided_prediction(
-        self, scheduler, latents: torch.Tensor, t: torch.Tensor, prompt_embeds, labels, cross_attention_kwargs
+        self, model_input: torch.Tensor, t: torch.Tensor, prompt_embeds, labels, cross_attention_kwargs
     ) -> torch.Tensor:
         """The network's prediction at ``t``, guided where guidance is on; one network call."""
         guided = self.do_classifier_free_guidance
-        model_input = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
+        model_input = torch.cat([model_input] * 2) if guided else model_input
         arguments = {"encoder_hidden_states": prompt_embeds, "class_labels": labels}
         if cross_attention_kwargs is not None:
             arguments["cross_attention_kwargs"] = cross_attention_kwargs
@@ -242,6 +291,13 @@ class AtlasPipeline(ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDi
         known = inspect.signature(scheduler.step).parameters
         given = {"generator": generator, "eta": eta}
         return {name: value for name, value in given.items() if name in known}
+
+
+def _of_rows(conditions: torch.Tensor | None, rows: torch.Tensor, batch: int) -> torch.Tensor | None:
+    """The conditions of some samples of the batch; where guidance is on, the unconditional half comes first."""
+    if conditions is None or len(rows) == batch:
+        return conditions
+    return torch.cat([half[rows] for half in conditions.split(batch)])
 
 
 def _stop_where_unhealthy(healthy: list[torch.Tensor]) -> None:

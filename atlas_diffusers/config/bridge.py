@@ -1,0 +1,28 @@
+"""The bridge's part of a pipeline call."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from .training import StrictModel
+
+
+class BridgeConfig(StrictModel):
+    """How references steer sampling; ``AtlasPipeline(..., references=..., bridge=BridgeConfig())``."""
+
+    mode: Literal["replace", "correct"] = Field(
+        "replace", description="replace: the projection instead of the network; correct: the network moved by the bridge"
+    )
+    gate: float = Field(
+        10.0, ge=1, allow_inf_nan=False, description="the bridge ends once the median of the effective references is below"
+    )
+    strength: float = Field(1.0, ge=0, le=1, description="weight of the correction in mode correct")
+    epsilon: float = Field(1.0, gt=0, allow_inf_nan=False, description="multiplies the squared bandwidth; above 1 blurs")
+    rho: float | None = Field(
+        None, gt=0, description="weight of the reference marginal; null: exact, but relaxed for few particles"
+    )
+    tolerance: float = Field(1e-3, gt=0, lt=1, description="L1 error of the reference marginal")
+    max_iterations: int = Field(1000, ge=1)
+    caption_temperature: float = Field(
+        0.05, gt=0, description="of the softmax over cosine similarities that weights references by their captions"
+    )

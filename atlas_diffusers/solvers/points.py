@@ -1,0 +1,185 @@
+"""Entropic transport of point clouds: the precision, start and annealing of the solver."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from .costs import PointCost
+from .fixed_point import FixedPoint, SinkhornMap, Solution, penalties
+from .inputs import Marginals, Options
+from .stabilised import PointKernel
+
+SINGLE_TOLERANCE = 1e-5  # from here on a float32 kernel is accurate enough,
+SINGLE_WEIGHT = 1e-12  # unless weights are smaller than this fraction of the largest
+UNIT_ROUNDOFF = 2.0**-24
+PAIRS = 64  # that measure the directions two clouds share
+SWEPT_SIZE, MOST_SWEEPS = 2048, 8  # the smaller the kernel, the more plain iterations cost as much as one acceleration
+ANNEAL_BELOW, ANNEAL_FACTOR, ANNEAL_TOLERANCE = 0.01, 4.0, 0.03
+
+Init = tuple[torch.Tensor | None, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """
+    Size of a problem as read on the host.
+
+    Args:
+        x_mean, y_mean: mean squared norms of the centred points.
+        x_max, y_max: largest squared norms.
+        shift: squared distance of the means.
+        shared: mean of ``(x'·y')²`` over pairs.
+        dimension: of the space.
+    """
+
+    x_mean: float
+    y_mean: float
+    x_max: float
+    y_max: float
+    shift: float
+    shared: float
+    dimension: int
+
+    @property
+    def reach(self) -> float:
+        """Bound of ``|2 x'·y'|``."""
+        return 2 * math.sqrt(self.x_max) * math.sqrt(self.y_max)
+
+    @property
+    def diameter(self) -> float:
+        """Bound of the squared distances and of the separable terms."""
+        return (math.sqrt(self.x_max) + math.sqrt(self.y_max) + math.sqrt(self.shift)) ** 2
+
+    def slope(self, epsilon: float) -> float:
+        r"""
+        ``t`` of the potentials ``f = −t |x'|²/s_x``, ``g = −t |y'|²/s_y`` between isotropic Gaussians of these sizes s:
+
+            t = √(s_x s_y + (εd/4)²) − εd/4,    d = s_x s_y / E (x'·y')², the number of directions that they share
+
+        Janati et al. 2020 (arXiv 2006.02572), equation 8.
+        """
+        product = self.x_mean * self.y_mean
+        directions = min(max(product / self.shared, 1.0), self.dimension) if self.shared > 0 else self.dimension
+        regular = epsilon * directions / 4
+        return product / (math.sqrt(product + regular**2) + regular)
+
+
+class PointSolver:
+    """
+    Solves for the potentials of two clouds, in the precision that the tolerance needs.
+
+    Args:
+        x: (batch, n, d).
+        y: (batch, m, d).
+        epsilon: of each problem.
+        marginals: weights.
+        rho: penalties of the two marginals, infinite where they are exact.
+        options: tolerance and limits.
+    """
+
+    def __init__(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        epsilon: list[float],
+        marginals: Marginals,
+        rho: tuple[float, float],
+        options: Options,
+    ):
+        self.points, self.epsilon, self.marginals, self.rho, self.options = (x, y), epsilon, marginals, rho, options
+        self.applications = 0
+        wide = options.tolerance < SINGLE_TOLERANCE or 0 < marginals.smallest < SINGLE_WEIGHT
+        self.dtype = self._product_dtype = torch.float64 if wide else torch.float32
+        self._centre()
+        self._reaches, self._rungs, self._extents = [math.inf] * len(x), [0] * len(x), None
+        if options.reads:
+            self._survey()
+
+    def _centre(self) -> None:
+        x, y = (z.to(self.dtype) if self.dtype == torch.float64 else z for z in self.points)
+        if self.marginals.has_zeros:
+            no_a, no_b = self.marginals.negligible()
+            x, y = _without_zeros(x, self.marginals.a, no_a), _without_zeros(y, self.marginals.b, no_b)
+        self.cost = PointCost(x, y, torch.tensor(self.epsilon, dtype=torch.float64, device=x.device))
+
+    def _survey(self) -> None:
+        """Read the sizes of the exponents, once, and choose dtypes and the number of annealing steps by them."""
+        extents, tolerance = self._read(), self.options.tolerance
+        if self.dtype == torch.float32:
+            largest = max(extent.diameter / epsilon for extent, epsilon in zip(extents, self.epsilon))
+            if not UNIT_ROUNDOFF * largest <= tolerance / 4:
+                self.dtype = self._product_dtype = torch.float64
+                self._centre()
+                extents = self._read()
+        self._extents = extents
+        self._reaches = [extent.reach / epsilon for extent, epsilon in zip(extents, self.epsilon)]
+        if not math.isfinite(max(self._reaches)):
+            raise ValueError("points x and y must be finite, and so must their squared distances over epsilon")
+        if UNIT_ROUNDOFF * max(self._reaches) <= tolerance / 2:
+            self._product_dtype = torch.float32
+        ratios = [ANNEAL_BELOW * (e.x_mean + e.y_mean) / epsilon for e, epsilon in zip(extents, self.epsilon)]
+        self._rungs = [math.ceil(math.log(max(ratio, 1), ANNEAL_FACTOR)) for ratio in ratios]
+
+    def _read(self) -> list[Extent]:
+        cost = self.cost
+        pairs = min(PAIRS, max(1, min(cost.shape[1:]) - 1))
+        shared = (cost.x[:, :pairs] * cost.y[:, -pairs:]).sum(-1).square().mean(-1)
+        sizes = cost.x_norm.mean(-1), cost.y_norm.mean(-1), cost.x_norm.amax(-1), cost.y_norm.amax(-1)
+        values = torch.stack((*sizes, cost.shift_norm[:, 0], shared), -1).tolist()
+        return [Extent(*row, dimension=cost.x.shape[-1]) for row in values]
+
+    def solve(self, init: Init | None) -> Solution:
+        """Potentials in the unit of the cost, started from ``init`` or between Gaussians."""
+        terms = self.cost.row_term, self.cost.column_term
+        rungs, inner = range(max(self._rungs), 0, -1), None
+        if init is not None:
+            rungs, inner = (), (None if init[0] is None else init[0] - terms[0], init[1] - terms[1])
+        iterations = 0
+        for rung in rungs:
+            solution = self._stage(rung, inner, terms, ANNEAL_TOLERANCE, self.options.max_iterations - iterations)
+            inner, iterations = (solution.phi, solution.psi), iterations + solution.iterations
+        solution = self._stage(0, inner, terms, self.options.tolerance, self.options.max_iterations - iterations)
+        solution.phi, solution.psi = solution.phi + terms[0], solution.psi + terms[1]
+        solution.iterations += iterations
+        return solution
+
+    def _stage(self, rung: int, inner: Init | None, terms, tolerance: float, max_iterations: int) -> Solution:
+        """Inner potentials at ``4^rung ε``, or at a problem's own top rung where that is lower."""
+        factors = [ANNEAL_FACTOR ** min(rung, top) for top in self._rungs]
+        epsilon = [value * factor for value, factor in zip(self.epsilon, factors)]
+        reach = max(reach / factor for reach, factor in zip(self._reaches, factors))
+        f, g = self._gaussian_potentials(epsilon) if inner is None else inner
+        column = self._column(epsilon)
+        psi = g / column
+        precision = self.dtype, self._product_dtype, self.options.max_bytes
+        kernel = PointKernel(self.cost, epsilon, self.marginals, psi, reach, *precision)
+        weights = self.marginals.a / self.marginals.a.sum(-1, keepdim=True)
+        sweeps = min(max(SWEPT_SIZE // math.isqrt(math.prod(self.cost.shape)), 1), MOST_SWEEPS)
+        step = SinkhornMap(kernel, weights, *penalties(self.rho, column, terms), sweeps)
+        if inner is None and not kernel.is_flat:
+            phi = kernel.phi
+        else:
+            phi = step.image(psi) if f is None else f / column
+        solution = FixedPoint(step, tolerance, max(1, max_iterations), self.options.check_every).solve(phi, psi)
+        self.applications += kernel.applications
+        solution.phi, solution.psi = solution.phi * column, solution.psi * column
+        return solution
+
+    def _column(self, values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.cost.x.device)[:, None]
+
+    def _gaussian_potentials(self, epsilon: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of :meth:`Extent.slope`; f = g = 0 where sizes have not been read."""
+        if self._extents is None:
+            return -self.cost.x_norm.double(), -self.cost.y_norm.double()
+        slopes = [extent.slope(value) for extent, value in zip(self._extents, epsilon)]
+        means = [e.x_mean for e in self._extents], [e.y_mean for e in self._extents]
+        f, g = ([-slope / mean if mean else 0.0 for slope, mean in zip(slopes, side)] for side in means)
+        return self.cost.x_norm * self._column(f), self.cost.y_norm * self._column(g)
+
+
+def _without_zeros(points: torch.Tensor, weights: torch.Tensor, negligible: torch.Tensor) -> torch.Tensor:
+    """Points of negligible weight moved onto the heaviest one, where they cannot disturb the kernel."""
+    heaviest = torch.take_along_dim(points, weights.argmax(-1)[:, None, None], 1)
+    return torch.where(negligible[..., None], heaviest, points)

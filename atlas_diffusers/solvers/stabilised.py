@@ -1,0 +1,244 @@
+"""Gibbs kernels that neither overflow nor underflow: soft minima at the speed of matrix products."""
+
+import math
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from .costs import OperatorCost, PointCost
+from .inputs import Marginals
+
+BLOCK_BYTES = 2**22  # of a kernel that is being built, so that it stays in cache
+HUGE_PAGE_BYTES = 2**25
+SMALLEST_LOG_WEIGHT = -460.0
+
+
+def empty_matrix(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """``torch.empty``; a large one on a CPU takes huge pages where the system has them, as page faults cost more than exp."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < HUGE_PAGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _stacked(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(rows) if len(rows) > 1 else rows[0][None]
+
+
+class ScaledKernel(ABC):
+    r"""
+    A kernel ``K_ij = exp(φ⁰_i + ψ⁰_j − C_ij/ε)`` about reference potentials; the soft minima of any others are
+
+        −log Σ_i a_i e^{φ_i − C_ij/ε} = ψ⁰_j − log (Kᵀ (a e^{φ − φ⁰}))_j
+
+    exact while ``|φ − φ⁰| ≤ bound``; ``absorb`` moves the reference. Schmitzer 2019 (arXiv 1610.06519).
+
+    Args:
+        marginals: weights.
+        dtype: of the products with K.
+    """
+
+    def __init__(self, marginals: Marginals, dtype: torch.dtype):
+        self.log_a, self.log_b = marginals.log()
+        self._a, self._b = marginals.a.to(dtype), marginals.b.to(dtype)
+        self.dtype, self.bound = dtype, -math.log(torch.finfo(dtype).tiny) / 2
+        self.applications = 0
+        self.phi, self.psi = torch.zeros_like(self.log_a), torch.zeros_like(self.log_b)
+        self._row_offset, self._column_offset = self.log_a, self.log_b
+
+    def _refer(self) -> None:
+        self._row_offset, self._column_offset = self.log_a - self.phi, self.log_b - self.psi
+
+    @abstractmethod
+    def _times(self, v: torch.Tensor) -> torch.Tensor:
+        """``K v``, (batch, n)."""
+
+    @abstractmethod
+    def _transposed_times(self, u: torch.Tensor) -> torch.Tensor:
+        """``Kᵀ u``, (batch, m)."""
+
+    @abstractmethod
+    def absorb(self, psi: torch.Tensor, members: Iterable[int]) -> None:
+        """Refer to these column potentials, (batch, m), and the row potentials that belong to them."""
+
+    def select(self, members: torch.Tensor) -> None:
+        """Keep these members of the batch."""
+        self.log_a, self.log_b = self.log_a[members], self.log_b[members]
+        self._a, self._b = self._a[members], self._b[members]
+        self.phi, self.psi = self.phi[members], self.psi[members]
+        self._refer()
+
+    def sweep(self, phi: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        ``count`` iterations of Sinkhorn's algorithm with exact marginals, from row potentials (batch, n).
+
+        Returns the row potentials before the last iteration, and its column and row potentials.
+        """
+        self.applications += 2 * count * len(phi)
+        u, rows = (phi + self._row_offset).exp().to(self.dtype), None
+        for _ in range(count):
+            u = u if rows is None else self._a / rows
+            before, columns = rows, self._transposed_times(u)
+            rows = self._times(self._b / columns)
+        phi = phi if before is None else self.phi - before.to(phi.dtype).log()
+        return phi, self.psi - columns.to(phi.dtype).log(), self.phi - rows.to(phi.dtype).log()
+
+    def soft_rows(self, psi: torch.Tensor) -> torch.Tensor:
+        """``−log Σ_j b_j e^{ψ_j − C_ij/ε}``, (batch, n)."""
+        self.applications += len(self.phi)
+        return self.phi - self._times((psi + self._column_offset).exp().to(self.dtype)).to(psi.dtype).log()
+
+    def soft_columns(self, phi: torch.Tensor) -> torch.Tensor:
+        """``−log Σ_i a_i e^{φ_i − C_ij/ε}``, (batch, m)."""
+        self.applications += len(self.phi)
+        return self.psi - self._transposed_times((phi + self._row_offset).exp().to(self.dtype)).to(phi.dtype).log()
+
+
+class PointKernel(ScaledKernel):
+    """
+    The kernel of two point clouds in their inner potentials, ``K_ij = exp(φ⁰_i + ψ⁰_j + 2 x'_i·y'_j/ε)``.
+
+    After ``absorb`` its maximum is 1 in every row and column. It is built in one buffer, in blocks of rows that fit the
+    cache; over ``max_bytes`` it is not stored, and its blocks are built again for every product.
+
+    Args:
+        cost: the clouds.
+        epsilons: ε of each problem.
+        marginals, dtype: as in :class:`ScaledKernel`.
+        psi: column potentials to refer to at first, (batch, m).
+        reach: bound of ``|2 x'_i·y'_j/ε|``; well within the kernel's, the kernel is flat: it needs no reference, nor maxima.
+        product_dtype: of the inner products; float32 products in a float64 kernel save time in high dimension.
+        max_bytes: largest size of the buffer, of all problems together.
+    """
+
+    def __init__(
+        self,
+        cost: PointCost,
+        epsilons: list[float],
+        marginals: Marginals,
+        psi: torch.Tensor,
+        reach: float,
+        dtype: torch.dtype,
+        product_dtype: torch.dtype,
+        max_bytes: int,
+    ):
+        super().__init__(marginals, dtype)
+        self._x, self._y, self._scales = cost.x.to(product_dtype), cost.y.to(product_dtype), [2 / e for e in epsilons]
+        batch, n, m = cost.shape
+        step = max(1, min(BLOCK_BYTES, max_bytes) // (m * dtype.itemsize))
+        self._blocks = [slice(start, min(start + step, n)) for start in range(0, n, step)]
+        self._buffer = self._tiles = None
+        if batch * n * m * dtype.itemsize <= max_bytes:
+            self._buffer = empty_matrix(cost.shape, dtype, cost.x.device)
+            self._keep_views(self._buffer.unbind(0))
+        self.is_flat = reach <= 0.75 * self.bound
+        if not self.is_flat:
+            self.absorb(psi, range(batch))
+        elif self._tiles is not None:
+            for member in range(batch):
+                for rows in self._blocks:
+                    self._inner_products(member, rows).exp_()
+
+    def absorb(self, psi: torch.Tensor, members: Iterable[int]) -> None:
+        for member in members:
+            offset = (psi[member] + self.log_b[member].clamp(min=SMALLEST_LOG_WEIGHT)).to(self.dtype)
+            tops, peaks = [], []
+            for rows in self._blocks:
+                block = self._inner_products(member, rows).add_(offset)
+                tops.append(block.amax(1, keepdim=True))
+                peaks.append(block.sub_(tops[-1]).amax(0))
+            peak = torch.stack(peaks).amax(0)
+            self.phi[member], self.psi[member] = -torch.cat(tops)[:, 0], offset - peak
+            if self._tiles is not None:
+                for rows in self._blocks:
+                    self._tiles[member][rows].sub_(peak).exp_()
+        self._refer()
+
+    def _inner_products(self, member: int, rows: slice) -> torch.Tensor:
+        """``2 x'·y'/ε`` of some rows, in their place if the kernel is stored."""
+        x, y, scale = self._x[member, rows], self._y[member].mT, self._scales[member]
+        if self._tiles is None:
+            return torch.addmm(x[:1, :1], x, y, beta=0, alpha=scale).to(self.dtype)
+        block = self._tiles[member][rows]
+        if x.dtype == self.dtype:
+            return torch.addmm(block, x, y, beta=0, alpha=scale, out=block)
+        return block.copy_(torch.addmm(x[:1, :1], x, y, beta=0, alpha=scale))
+
+    def _block(self, member: int, rows: slice) -> torch.Tensor:
+        """Rows of a kernel that is not stored."""
+        block = self._inner_products(member, rows)
+        block.add_(self.psi[member].to(self.dtype)).add_(self.phi[member, rows, None].to(self.dtype))
+        return block.exp_()
+
+    def _times(self, v: torch.Tensor) -> torch.Tensor:
+        if self._tiles is None:
+            members = enumerate(v.unbind(0))
+            return torch.stack([torch.cat([self._block(k, rows) @ w for rows in self._blocks]) for k, w in members])
+        if v.is_cuda:
+            return torch.bmm(self._buffer, v[..., None])[..., 0]
+        return _stacked([torch.mv(tile, w) for tile, w in zip(self._tiles, v.unbind(0))])
+
+    def _transposed_times(self, u: torch.Tensor) -> torch.Tensor:
+        if self._tiles is None:
+            members = enumerate(u.unbind(0))
+            return torch.stack([sum(w[rows] @ self._block(k, rows) for rows in self._blocks) for k, w in members])
+        if u.is_cuda:
+            return torch.bmm(u[:, None], self._buffer)[:, 0]
+        return _stacked([torch.mv(tile, w) for tile, w in zip(self._transposed_tiles, u.unbind(0))])
+
+    def select(self, members: torch.Tensor) -> None:
+        super().select(members)
+        self._x, self._y = self._x[members], self._y[members]
+        self._scales = [self._scales[member] for member in members.tolist()]
+        if self._tiles is not None and members.is_cuda:
+            self._buffer = self._buffer[members]
+            self._keep_views(self._buffer.unbind(0))
+        elif self._tiles is not None:
+            self._keep_views([self._tiles[member] for member in members.tolist()])
+
+    def _keep_views(self, tiles: Sequence[torch.Tensor]) -> None:
+        self._tiles, self._transposed_tiles = tiles, [tile.mT for tile in tiles]
+
+
+class OperatorKernel(ScaledKernel):
+    """A kernel operator, with products of vectors until a potential leaves the bound and logarithmic ones from then on."""
+
+    def __init__(self, cost: OperatorCost, marginals: Marginals):
+        super().__init__(marginals, cost.dtype)
+        self._cost, self._logarithmic = cost, False
+
+    def absorb(self, psi: torch.Tensor, members: Iterable[int]) -> None:
+        self.bound = math.inf
+        try:
+            self._cost.log_rows(psi)
+        except NotImplementedError:
+            return
+        self._logarithmic = True
+
+    def sweep(self, phi: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if not self._logarithmic:
+            return super().sweep(phi, count)
+        psi = self.soft_columns(phi)
+        return phi, psi, self.soft_rows(psi)
+
+    def soft_rows(self, psi: torch.Tensor) -> torch.Tensor:
+        if not self._logarithmic:
+            return super().soft_rows(psi)
+        self.applications += 1
+        return -self._cost.log_rows(psi + self.log_b)
+
+    def soft_columns(self, phi: torch.Tensor) -> torch.Tensor:
+        if not self._logarithmic:
+            return super().soft_columns(phi)
+        self.applications += 1
+        return -self._cost.log_columns(phi + self.log_a)
+
+    def _times(self, v: torch.Tensor) -> torch.Tensor:
+        return self._cost.operator.matvec(v[0]).clamp(min=torch.finfo(v.dtype).tiny)[None]
+
+    def _transposed_times(self, u: torch.Tensor) -> torch.Tensor:
+        return self._cost.operator.rmatvec(u[0]).clamp(min=torch.finfo(u.dtype).tiny)[None]

@@ -1,0 +1,155 @@
+"""References in a pipeline call: the bridge supplies the data prediction, any scheduler takes the step."""
+
+import diffusers
+import pytest
+import torch
+from conftest import build_tiny_pipeline, seeded
+from datasets import Dataset
+from PIL import Image
+
+import atlas_diffusers
+from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline
+from atlas_diffusers.config import BridgeConfig
+from atlas_diffusers.pipelines.bridging import noise_level
+from atlas_diffusers.solvers import SchrodingerBridgeSolver
+
+STOCK = ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"]
+STOCK += ["UniPCMultistepScheduler"]
+NEVER, ALWAYS = {"gate": 1e9}, {"gate": 1.0}
+
+
+def references(count=6, seed=5):
+    return torch.rand(count, 3, 8, 8, generator=seeded(seed)) * 2 - 1
+
+
+def run(pipeline, count=4, steps=5, **options):
+    generators = [seeded(i) for i in range(count)]
+    return pipeline([""] * count, generator=generators, num_inference_steps=steps, output_type="latent", **options)
+
+
+def test_without_references_nothing_changes(tiny_pipeline):
+    plain = run(tiny_pipeline)
+    assert plain.bridge is None
+    shut = run(tiny_pipeline, references=references(), bridge=NEVER)
+    assert torch.equal(shut.images, plain.images)
+    assert (shut.bridge.network_calls, shut.bridge.network_calls_saved) == (5, 0)
+    assert shut.bridge.gate_log_snr == [pytest.approx(noise_level_of_first_step(tiny_pipeline))]
+    uncorrected = run(tiny_pipeline, references=references(), bridge={"mode": "correct", "strength": 0.0, "gate": 1.0})
+    torch.testing.assert_close(uncorrected.images, plain.images, rtol=0, atol=1e-5)
+
+
+def noise_level_of_first_step(pipeline):
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(5)
+    return noise_level(scheduler, scheduler.timesteps[0]).log_snr
+
+
+@pytest.mark.parametrize("name", [*atlas_diffusers.SCHEDULERS, *STOCK])
+def test_any_scheduler_goes_where_the_bridge_says(name):
+    """All references are one picture, so its data prediction is known and every scheduler ends there."""
+    cls = getattr(diffusers, name)
+    # PNDM averages v as it is, which is exact for a straight path only with ε
+    config = {"prediction_type": "epsilon" if "PNDM" in name else "v_prediction", "timestep_spacing": "trailing"}
+    target = references(1).expand(3, -1, -1, -1).contiguous()
+    pipeline = build_tiny_pipeline(scheduler=cls(**config))
+    if "set_alpha_to_one" in pipeline.scheduler.config:
+        pipeline.scheduler = cls.from_config(pipeline.scheduler.config, set_alpha_to_one=True)
+    out = run(pipeline, steps=8, references=target, bridge=ALWAYS)
+    assert out.bridge.network_calls == 0
+    torch.testing.assert_close(out.images, target[:1].expand(4, -1, -1, -1), rtol=0, atol=2e-3)
+
+
+def test_the_loop_is_the_scheduler_on_projections(tiny_pipeline):
+    """Against a loop written out: coupling, projection, conversion to v, step."""
+    scheduler = AtlasDDIMScheduler.from_config(tiny_pipeline.scheduler.config)
+    solver, state = SchrodingerBridgeSolver(references()), None
+    scheduler.set_timesteps(5)
+    x = torch.cat([torch.randn(1, 3, 8, 8, generator=seeded(i)) for i in range(4)])
+    for t in scheduler.timesteps:
+        alpha, sigma = scheduler._table.level(int(t))
+        coupling = solver.couple(x, alpha, sigma, state)
+        state = coupling.state
+        noise = (x - alpha * coupling.data) / sigma
+        x = scheduler.step(alpha * noise - sigma * coupling.data, t, x).prev_sample
+    out = run(tiny_pipeline, references=references(), bridge=ALWAYS)
+    torch.testing.assert_close(out.images, x, rtol=0, atol=1e-5)
+    assert len(out.bridge.effective_references[0]) == 5
+    torch.testing.assert_close(out.bridge.nearest_reference, solver.nearest_reference(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["replace", "correct"])
+def test_couplings_do_not_depend_on_how_the_network_is_batched(tiny_pipeline, mode):
+    bridge = BridgeConfig(mode=mode, gate=3.0)
+    whole = run(tiny_pipeline, count=5, references=references(), bridge=bridge)
+    parts = run(tiny_pipeline, count=5, references=references(), bridge=bridge, network_batch_size=2)
+    torch.testing.assert_close(parts.images, whole.images, rtol=0, atol=1e-5)
+    assert parts.bridge.network_calls == whole.bridge.network_calls
+
+
+def test_guided_prompts_are_coupled_in_groups(tiny_pipeline):
+    """A group's samples do not depend on the other groups of the batch."""
+    options = {"references": references(), "bridge": {"gate": 3.0}, "guidance_scale": 3.0, "num_inference_steps": 4}
+    options |= {"output_type": "latent", "num_images_per_prompt": 3}
+    data = Dataset.from_dict({"image": [to_image(y) for y in references()], "text": ["red heart", "blue star"] * 3})
+    options["references"] = data
+    both = tiny_pipeline(["red heart", "green leaf"], generator=[seeded(i) for i in range(6)], **options)
+    alone = tiny_pipeline("red heart", generator=[seeded(i) for i in range(3)], **options)
+    torch.testing.assert_close(both.images[:3], alone.images, rtol=0, atol=1e-5)
+    assert len(both.bridge.gate_log_snr) == 2
+
+
+def to_image(y):
+    return Image.fromarray(((y.permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+
+
+def test_captions_choose_the_references(tiny_pipeline):
+    captions = ["red heart", "blue star", "green leaf"]
+    data = Dataset.from_dict({"image": [to_image(y) for y in references(3)], "text": captions})
+    bridge = {"gate": 1.0, "caption_temperature": 1e-4}
+    for index, caption in enumerate(captions):
+        out = tiny_pipeline(caption, num_images_per_prompt=2, references=data, bridge=bridge, num_inference_steps=4,
+                            generator=seeded(), output_type="latent")  # fmt: skip
+        expected = tiny_pipeline.image_processor.preprocess(data[index]["image"]).expand(2, -1, -1, -1)
+        torch.testing.assert_close(out.images, expected, rtol=0, atol=1e-4)
+
+
+def test_reference_weights_choose_too(tiny_pipeline):
+    weights = torch.tensor([0.0, 0, 1, 0, 0, 0])
+    out = run(tiny_pipeline, references=references(), reference_weights=weights, bridge=ALWAYS)
+    torch.testing.assert_close(out.images, references()[2].expand(4, -1, -1, -1), rtol=0, atol=1e-4)
+
+
+def test_references_travel_with_a_pipeline(tiny_pipeline, tmp_path):
+    expected = run(tiny_pipeline, references=references(), bridge=ALWAYS).images
+    tiny_pipeline.set_references(references())
+    assert run(tiny_pipeline).bridge is None
+    tiny_pipeline.save_pretrained(tmp_path)
+    loaded = AtlasPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(run(loaded, bridge=ALWAYS).images, expected)
+    assert torch.equal(run(tiny_pipeline, references=str(tmp_path / "references.safetensors"), bridge=ALWAYS).images, expected)
+
+
+def test_noise_levels_of_foreign_schedulers():
+    for name in STOCK:
+        scheduler = getattr(diffusers, name)(timestep_spacing="trailing")
+        scheduler.set_timesteps(5)
+        alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps[0].long()].item()
+        alpha, sigma = noise_level(scheduler, scheduler.timesteps[0])
+        assert sigma / alpha == pytest.approx((1 / alpha_bar - 1) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"references": references()[:, :2]}, r"shape \(2, 8, 8\); expected \(3, 8, 8\)"),
+    ({"references": references(1)}, "at least two points"),
+    ({"references": references() * float("nan")}, "NaN"),
+    ({"references": references(), "reference_weights": torch.ones(5)}, r"shape \(5,\), references are 6"),
+    ({"references": references(), "bridge": {"gate": 0.5}}, "gate"),
+    ({"references": references(), "bridge": {"gaet": 5}}, "gaet"),
+    ({"references": references(), "bridge": {"mode": "copy"}}, "mode"),
+    ({"bridge": {}}, "neither the call nor the pipeline has references"),
+    ({"reference_weights": torch.ones(3)}, "without references"),
+], ids=str)  # fmt: skip
+def test_bad_input_is_named(tiny_pipeline, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(tiny_pipeline, **options)
