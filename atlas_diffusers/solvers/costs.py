@@ -58,12 +58,20 @@ class PointCost(Cost):
         x: (batch, n, d).
         y: (batch, m, d), of the same dtype, in which the products are taken.
         epsilon: (batch,), float64.
+        a, b: weights of the means, (batch, n) and (batch, m), float64; uniform by default.
     """
 
-    def __init__(self, x: torch.Tensor, y: torch.Tensor, epsilon: torch.Tensor):
+    def __init__(
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        epsilon: torch.Tensor,
+        a: torch.Tensor | None = None,
+        b: torch.Tensor | None = None,
+    ):
         self.epsilon = epsilon
         self.shape = (len(x), x.shape[1], y.shape[1])
-        mean_x, mean_y = x.mean(-2, keepdim=True), y.mean(-2, keepdim=True)
+        mean_x, mean_y = _mean(x, a), _mean(y, b)
         self.x, self.y, self.shift = x - mean_x, y - mean_y, mean_x - mean_y
         self.x_norm, self.y_norm, self.shift_norm = (squared_norm(z) for z in (self.x, self.y, self.shift))
 
@@ -88,17 +96,41 @@ class PointCost(Cost):
             yield rows, x[:, rows] @ self.y.mT + phi[:, rows] + psi
 
 
-class OperatorCost(Cost):
-    """``C_ij = −ε log K_ij`` of a positive kernel operator K of shape (n, m), as a batch of one; grids in float64."""
+def _mean(points: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    if weights is None:
+        return points.mean(-2, keepdim=True)
+    shares = weights / weights.sum(-1, keepdim=True)
+    return (shares[:, None].to(points.dtype) @ points).detach()
 
-    def __init__(self, operator: KernelOperator, epsilon: torch.Tensor):
+
+class OperatorCost(Cost):
+    """
+    ``C_ij = −ε log K_ij`` of a positive kernel operator K of shape (n, m), as a batch of one; grids in float64.
+
+    Args:
+        operator: K.
+        epsilon: (1,), float64.
+        points: where C is the squared distance between points, these: (n, d) and (m, d).
+    """
+
+    def __init__(
+        self,
+        operator: KernelOperator,
+        epsilon: torch.Tensor,
+        points: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
         self.operator, self.epsilon = operator, epsilon
         self.shape = (1, *operator.shape)
         self.dtype = torch.float64 if isinstance(operator, GridKernel) else operator.dtype
+        self._of_points = None if points is None else PointCost(*(z[None].to(self.dtype) for z in points), epsilon)
 
     def blocks(self, phi: torch.Tensor, psi: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-        """One block: the dense kernel."""
-        yield slice(None), self.operator.dense().to(phi.dtype).log() + phi[..., None] + psi[:, None]
+        """Those of the points, or one of the dense kernel."""
+        if self._of_points is not None:
+            yield from self._of_points.blocks(phi, psi)
+            return
+        kernel = self.operator.dense().to(phi.dtype)
+        yield slice(None), kernel.clamp(min=torch.finfo(kernel.dtype).tiny).log() + phi[..., None] + psi[:, None]
 
     def log_rows(self, psi: torch.Tensor) -> torch.Tensor:
         return self.operator.logmatvec(psi[0].to(self.dtype)).to(psi.dtype)[None]
@@ -109,4 +141,5 @@ class OperatorCost(Cost):
     def project(self, psi: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         weights = (psi[0] - psi[0].amax()).exp().to(self.dtype)[:, None]
         sums = self.operator.matvec(torch.cat((weights, weights * values[0].to(self.dtype)), 1))
-        return (sums[:, 1:] / sums[:, :1])[None]
+        means = sums[:, 1:] / sums[:, :1]
+        return means[None] if bool(means.isfinite().all()) else super().project(psi, values)

@@ -10,6 +10,7 @@ from .anderson import AndersonMixing
 from .stabilised import ScaledKernel
 
 WORSE = 3.0
+NO_ERROR_YET, LARGEST_EXPONENT = 1e300, 230.0
 
 
 @dataclass
@@ -88,8 +89,19 @@ class SinkhornMap:
         potential = self.kernel.soft_rows(psi)
         return potential if self.row is None else self.row.relax(potential)
 
+    @property
+    def is_relaxed(self) -> bool:
+        return self.row is not None or self.column is not None
+
+    def distance(self, phi: torch.Tensor) -> torch.Tensor:
+        """Of the potentials from the kernel's reference; a relaxed marginal may take all of them far away."""
+        offset = phi - self.kernel.phi
+        if self.is_relaxed:
+            return (offset.amax(-1) - offset.amin(-1)) / 2
+        return torch.linalg.vector_norm(offset, math.inf, dim=-1)
+
     def __call__(self, phi: torch.Tensor) -> Evaluation:
-        if self.row is not None or self.column is not None:
+        if self.is_relaxed:
             return self._relaxed(phi)
         last, psi, image = self.kernel.sweep(phi, self.sweeps)
         change = last - image
@@ -104,10 +116,11 @@ class SinkhornMap:
             psi = self.column.relax(psi)
         image = self.image(psi)
         residual = phi - image
-        ratio, target = 0, self.weights
+        ratio, log_target = 0.0, torch.zeros_like(phi)
         if self.row is not None:
-            ratio, target = self.row.ratio, self.weights * self.row.log_target(phi).exp()
-        error = torch.linalg.vector_norm(target * (residual * (1 + ratio)).expm1(), 1, dim=-1)
+            ratio, log_target = self.row.ratio, self.row.log_target(phi)
+        rows, target = ((log_target + change).clamp(max=LARGEST_EXPONENT).exp() for change in (residual * (1 + ratio), 0.0))
+        error = torch.linalg.vector_norm(self.weights * (rows - target), 1, dim=-1)
         return Evaluation(phi, psi, image, residual, error)
 
     def select(self, members: torch.Tensor) -> None:
@@ -181,8 +194,7 @@ class FixedPoint:
 
     def solve(self, phi: torch.Tensor, psi: torch.Tensor) -> Solution:
         """Start from row potentials ``phi`` (batch, n); ``psi`` (batch, m) are those that the kernel refers to."""
-        infinite = phi.new_full((len(phi),), math.inf)
-        self._state = State(phi, psi, infinite, phi, phi)
+        self._state = State(phi, psi, phi.new_full((len(phi),), NO_ERROR_YET), phi, torch.zeros_like(phi))
         self._members, solution = None, None
         for iteration in range(1, self.max_iterations + 1):
             evaluation, reading = self.step(self._state.phi), None
@@ -195,13 +207,16 @@ class FixedPoint:
                     return self._finish(solution, evaluation, iteration)
                 if any(converged):
                     if solution is None:
-                        solution = Solution(phi.clone(), psi.clone(), infinite.clone())
+                        solution = Solution(phi.clone(), psi.clone(), self._state.best_error.clone())
                         self._members = torch.arange(len(phi), device=phi.device)
                     evaluation, reading = self._drop(converged, evaluation, reading, solution)
             self._advance(evaluation, reading)
         state = self._state
         state.phi = choose(evaluation.error <= self.tolerance, evaluation.phi, state.best_image)
-        return self._finish(solution, self.step(state.phi), iteration)
+        last = self.step(state.phi)
+        finite = last.error.isfinite() & last.psi.isfinite().all(-1)
+        last = last._replace(psi=choose(finite, last.psi, state.psi), error=last.error.nan_to_num(nan=math.inf))
+        return self._finish(solution, last, iteration)
 
     def _finish(self, solution: Solution | None, evaluation: Evaluation, iteration: int) -> Solution:
         if solution is None:
@@ -212,15 +227,14 @@ class FixedPoint:
 
     def _read(self, evaluation: Evaluation) -> list[list[float]]:
         """Error, best error so far and distance from the kernel's reference of each problem."""
-        state = self._state
-        distance = torch.linalg.vector_norm(state.phi - self.step.kernel.phi, math.inf, dim=-1)
-        return torch.stack((evaluation.error, state.best_error, distance), -1).tolist()
+        distance = self.step.distance(self._state.phi)
+        return torch.stack((evaluation.error, self._state.best_error, distance), -1).tolist()
 
     def _absorb(self, reading: list[list[float]]) -> bool:
         """Rebuild the kernel where potentials have left its bound, and go on there from the last column potentials."""
         kernel, state = self.step.kernel, self._state
         escaped = [not (distance <= kernel.bound and math.isfinite(error)) for error, _, distance in reading]
-        if not any(escaped) or kernel.bound == math.inf:
+        if not any(escaped):
             return False
         kernel.absorb(state.psi, [member for member, left in enumerate(escaped) if left])
         mask = torch.tensor(escaped, device=state.phi.device)

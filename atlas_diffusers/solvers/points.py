@@ -15,7 +15,8 @@ SINGLE_WEIGHT = 1e-12  # unless weights are smaller than this fraction of the la
 UNIT_ROUNDOFF = 2.0**-24
 PAIRS = 64  # that measure the directions two clouds share
 SWEPT_SIZE, MOST_SWEEPS = 2048, 8  # the smaller the kernel, the more plain iterations cost as much as one acceleration
-ANNEAL_BELOW, ANNEAL_FACTOR, ANNEAL_TOLERANCE = 0.01, 4.0, 0.03
+ANNEAL_BELOW, ANNEAL_FACTOR = 0.01, 4.0  # of the mean cost
+WARM_ITERATIONS = 30  # that a start may take where it could be replaced by annealing
 
 Init = tuple[torch.Tensor | None, torch.Tensor]
 
@@ -97,7 +98,8 @@ class PointSolver:
             self._survey()
 
     def _centre(self) -> None:
-        x, y = (z.to(self.dtype) if self.dtype == torch.float64 else z for z in self.points)
+        exact = self.dtype == torch.float64 or not self.options.reads
+        x, y = (z.double() if exact else z for z in self.points)
         if self.marginals.has_zeros:
             no_a, no_b = self.marginals.negligible()
             x, y = _without_zeros(x, self.marginals.a, no_a), _without_zeros(y, self.marginals.b, no_b)
@@ -131,25 +133,28 @@ class PointSolver:
 
     def solve(self, init: Init | None) -> Solution:
         """Potentials in the unit of the cost, started from ``init`` or between Gaussians."""
-        terms = self.cost.row_term, self.cost.column_term
-        rungs, inner = range(max(self._rungs), 0, -1), None
+        terms, limit, top = (self.cost.row_term, self.cost.column_term), self.options.max_iterations, max(self._rungs)
+        solution, iterations = None, 0
         if init is not None:
-            rungs, inner = (), (None if init[0] is None else init[0] - terms[0], init[1] - terms[1])
-        iterations = 0
-        for rung in rungs:
-            solution = self._stage(rung, inner, terms, ANNEAL_TOLERANCE, self.options.max_iterations - iterations)
-            inner, iterations = (solution.phi, solution.psi), iterations + solution.iterations
-        solution = self._stage(0, inner, terms, self.options.tolerance, self.options.max_iterations - iterations)
-        solution.phi, solution.psi = solution.phi + terms[0], solution.psi + terms[1]
-        solution.iterations += iterations
-        return solution
+            inner = None if init[0] is None else init[0] - terms[0], init[1] - terms[1]
+            solution = self._stage(0, inner, terms, min(limit, WARM_ITERATIONS) if top else limit)
+            iterations, good = solution.iterations, not top or bool((solution.error <= self.options.tolerance).all())
+        if init is None or not good:
+            inner = None
+            for rung in range(top, -1, -1):
+                solution = self._stage(rung, inner, terms, limit - iterations)
+                inner, iterations = (solution.phi, solution.psi), iterations + solution.iterations
+        return Solution(solution.phi + terms[0], solution.psi + terms[1], solution.error, iterations)
 
-    def _stage(self, rung: int, inner: Init | None, terms, tolerance: float, max_iterations: int) -> Solution:
+    def _stage(self, rung: int, inner: Init | None, terms, max_iterations: int) -> Solution:
         """Inner potentials at ``4^rung ε``, or at a problem's own top rung where that is lower."""
+        tolerance = self.options.tolerance
+        if rung:
+            tolerance = min(max(3 * tolerance, 3e-4), 3e-3)
         factors = [ANNEAL_FACTOR ** min(rung, top) for top in self._rungs]
         epsilon = [value * factor for value, factor in zip(self.epsilon, factors)]
         reach = max(reach / factor for reach, factor in zip(self._reaches, factors))
-        f, g = self._gaussian_potentials(epsilon) if inner is None else inner
+        f, g = self._gaussian_potentials(epsilon, terms) if inner is None else inner
         column = self._column(epsilon)
         psi = g / column
         precision = self.dtype, self._product_dtype, self.options.max_bytes
@@ -169,14 +174,19 @@ class PointSolver:
     def _column(self, values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.cost.x.device)[:, None]
 
-    def _gaussian_potentials(self, epsilon: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of :meth:`Extent.slope`; f = g = 0 where sizes have not been read."""
+    def _gaussian_potentials(self, epsilon: list[float], terms) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of :meth:`Extent.slope`; f = g = 0 where sizes have not been read; of one mean if marginals are relaxed."""
         if self._extents is None:
-            return -self.cost.x_norm.double(), -self.cost.y_norm.double()
-        slopes = [extent.slope(value) for extent, value in zip(self._extents, epsilon)]
-        means = [e.x_mean for e in self._extents], [e.y_mean for e in self._extents]
-        f, g = ([-slope / mean if mean else 0.0 for slope, mean in zip(slopes, side)] for side in means)
-        return self.cost.x_norm * self._column(f), self.cost.y_norm * self._column(g)
+            f, g = -self.cost.x_norm.double(), -self.cost.y_norm.double()
+        else:
+            slopes = [extent.slope(value) for extent, value in zip(self._extents, epsilon)]
+            means = [e.x_mean for e in self._extents], [e.y_mean for e in self._extents]
+            f, g = ([-slope / mean if mean else 0.0 for slope, mean in zip(slopes, side)] for side in means)
+            f, g = self.cost.x_norm * self._column(f), self.cost.y_norm * self._column(g)
+        if self.rho == (math.inf, math.inf):
+            return f, g
+        gap = ((f + terms[0]).mean(-1, keepdim=True) - (g + terms[1]).mean(-1, keepdim=True)) / 2
+        return f - gap, g + gap
 
 
 def _without_zeros(points: torch.Tensor, weights: torch.Tensor, negligible: torch.Tensor) -> torch.Tensor:

@@ -74,15 +74,16 @@ def entropic_transport(
         solver = PointSolver(*(z.detach() for z in flat), epsilons, marginals.detach(), rho, options)
         solution, cost = solver.solve(start), solver.cost
         if marginals.has_zeros:
-            cost = PointCost(*(z.detach().double() for z in flat), cost.epsilon)
+            cost = PointCost(*(z.detach().double() for z in flat), cost.epsilon, marginals.a, marginals.b)
             _extend(solution, cost, marginals, rho)
     if differentiable:
         attached = torch.as_tensor(epsilon, dtype=torch.float64, device=x.device).expand(shape).reshape(-1)
-        cost = PointCost(*(z.double() for z in flat), attached)
+        weights = (marginals.a, marginals.b) if marginals.has_zeros else ()
+        cost = PointCost(*(z.double() for z in flat), attached, *weights)
         solution.phi, solution.psi = attach(cost, solution.phi, solution.psi, marginals.a, marginals.b, rho)
     else:
         marginals = marginals.detach()
-    return _output(solution, cost, marginals, shape, rho, options, solver.applications, y)
+    return _output(solution, cost, marginals, shape, rho, options, solver.applications, y, y.dtype)
 
 
 def sinkhorn(
@@ -125,16 +126,18 @@ def sinkhorn(
     if not operator.is_positive:
         raise ValueError(f"{type(operator).__name__} has negative entries, which Sinkhorn's algorithm cannot scale")
     options, rho = Options(**limits, max_bytes=DEFAULT_MAX_BYTES), check_rho(rho)
+    grid = getattr(operator, "points", None)
+    points = (grid, grid) if grid is not None and epsilon == 2 * operator.epsilon**2 else None
     balanced = rho == (math.inf, math.inf)
     with torch.no_grad():
         marginals = Marginals.of(a, b, (), operator.shape, operator.device, balanced, options.reads).detach()
-        cost = OperatorCost(operator, torch.tensor([epsilon], dtype=torch.float64, device=operator.device))
+        cost = OperatorCost(operator, torch.tensor([epsilon], dtype=torch.float64, device=operator.device), points)
         start = check_init(init, (), operator.shape, operator.device, options.reads)
         kernel, solution = _solve_operator(cost, marginals, start, rho, options)
         if marginals.has_zeros:
             _extend(solution, cost, marginals, rho)
-    targets = getattr(operator, "y", getattr(operator, "points", None))
-    return _output(solution, cost, marginals, (), rho, options, kernel.applications, targets)
+    targets = getattr(operator, "y", grid)
+    return _output(solution, cost, marginals, (), rho, options, kernel.applications, targets, operator.dtype)
 
 
 def _cost_unit(operator: KernelOperator) -> float:
@@ -146,7 +149,13 @@ def _cost_unit(operator: KernelOperator) -> float:
     return float(unit(operator.epsilon)) if unit else 1.0
 
 
-def _solve_operator(cost, marginals: Marginals, start, rho, options: Options) -> tuple[OperatorKernel, Solution]:
+def _solve_operator(
+    cost: OperatorCost,
+    marginals: Marginals,
+    start: tuple[torch.Tensor | None, torch.Tensor] | None,
+    rho: tuple[float, float],
+    options: Options,
+) -> tuple[OperatorKernel, Solution]:
     kernel = OperatorKernel(cost, marginals)
     phi, psi = torch.zeros_like(marginals.a), torch.zeros_like(marginals.b)
     none = torch.zeros_like(phi), torch.zeros_like(psi)
@@ -168,7 +177,17 @@ def _extend(solution: Solution, cost: Cost, marginals: Marginals, rho: tuple[flo
     solution.phi, solution.psi = torch.where(no_a, f, solution.phi), torch.where(no_b, g, solution.psi)
 
 
-def _output(solution, cost, marginals, shape, rho, options, applications, targets) -> SinkhornOutput:
+def _output(
+    solution: Solution,
+    cost: Cost,
+    marginals: Marginals,
+    shape: tuple[int, ...],
+    rho: tuple[float, float],
+    options: Options,
+    applications: int,
+    targets: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> SinkhornOutput:
     if options.reads and not bool((solution.error <= options.tolerance).all()):
         warnings.warn(
             f"Sinkhorn's algorithm has not converged in {solution.iterations} iterations: the marginal error is "
@@ -188,4 +207,5 @@ def _output(solution, cost, marginals, shape, rho, options, applications, target
         rho=rho,
         geometry=cost,
         targets=targets,
+        dtype=dtype,
     )

@@ -33,6 +33,7 @@ class SinkhornOutput:
         rho: penalties of the marginals, infinite where they are exact.
         geometry: the cost, leading dimensions flattened.
         targets: the points y, (m, d), where there are some.
+        dtype: of the plan and of maps, that of the points.
     """
 
     f: torch.Tensor = field(repr=False)
@@ -47,6 +48,7 @@ class SinkhornOutput:
     rho: tuple[float, float] = field(repr=False)
     geometry: Cost = field(repr=False)
     targets: torch.Tensor | None = field(repr=False)
+    dtype: torch.dtype = field(repr=False)
 
     @property
     def potentials(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,8 +62,8 @@ class SinkhornOutput:
 
     @cached_property
     def plan(self) -> torch.Tensor:
-        """P, (n, m), in the precision of the solver."""
-        blocks = [exponents.exp() for _, exponents in self.geometry.blocks(*self._weighted)]
+        """P, (n, m)."""
+        blocks = [exponents.exp().to(self.dtype) for _, exponents in self.geometry.blocks(*self._weighted)]
         return self._shaped(torch.cat(blocks, -2), 2)
 
     @cached_property
@@ -116,7 +118,7 @@ class SinkhornOutput:
     def project(self, values: torch.Tensor) -> torch.Tensor:
         """``Σ_j P_ij values_j / Σ_j P_ij``, the mean of ``values`` (m, k) that each row couples with, (n, k)."""
         values = values.expand(*self.b.shape, values.shape[-1]).reshape(-1, *values.shape[-2:])
-        return self._shaped(self.geometry.project(self._weighted[1], values), 2)
+        return self._shaped(self.geometry.project(self._weighted[1], values), 2).to(self.dtype)
 
     def barycentric_map(self, points: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -131,7 +133,7 @@ class SinkhornOutput:
         if self.targets is None:
             raise ValueError("this kernel operator has no points; project(values) averages any values over the columns")
         if points is None:
-            return self.project(self.targets).to(self.targets.dtype)
+            return self.project(self.targets)
         if not isinstance(self.geometry, PointCost):
             raise ValueError("new points can be mapped for the cost |x − y|² only, that is a gaussian DirectKernel")
         dtype = self.geometry.x.dtype
@@ -139,7 +141,7 @@ class SinkhornOutput:
         flat = [z.expand(*batch, *z.shape[-2:]).reshape(-1, *z.shape[-2:]).to(dtype) for z in (points, self.targets)]
         cost = PointCost(*flat, self.geometry.epsilon)
         mapped = cost.project(self._weighted[1], flat[1])
-        return mapped.reshape(*batch, *mapped.shape[1:]).to(self.targets.dtype)
+        return mapped.reshape(*batch, *mapped.shape[1:]).to(self.dtype)
 
     @property
     def _epsilon(self) -> torch.Tensor:

@@ -88,14 +88,18 @@ class ScaledKernel(ABC):
         return phi, self.psi - columns.to(phi.dtype).log(), self.phi - rows.to(phi.dtype).log()
 
     def soft_rows(self, psi: torch.Tensor) -> torch.Tensor:
-        """``−log Σ_j b_j e^{ψ_j − C_ij/ε}``, (batch, n)."""
-        self.applications += len(self.phi)
-        return self.phi - self._times((psi + self._column_offset).exp().to(self.dtype)).to(psi.dtype).log()
+        """``−log Σ_j b_j e^{ψ_j − C_ij/ε}``, (batch, n), for ψ that may be far off by a constant."""
+        self.applications += len(psi)
+        exponents = psi + self._column_offset
+        top = exponents.amax(-1, keepdim=True)
+        return self.phi - top - self._times((exponents - top).exp().to(self.dtype)).to(psi.dtype).log()
 
     def soft_columns(self, phi: torch.Tensor) -> torch.Tensor:
-        """``−log Σ_i a_i e^{φ_i − C_ij/ε}``, (batch, m)."""
-        self.applications += len(self.phi)
-        return self.psi - self._transposed_times((phi + self._row_offset).exp().to(self.dtype)).to(phi.dtype).log()
+        """``−log Σ_i a_i e^{φ_i − C_ij/ε}``, (batch, m), for φ that may be far off by a constant."""
+        self.applications += len(phi)
+        exponents = phi + self._row_offset
+        top = exponents.amax(-1, keepdim=True)
+        return self.psi - top - self._transposed_times((exponents - top).exp().to(self.dtype)).to(phi.dtype).log()
 
 
 class PointKernel(ScaledKernel):
@@ -205,19 +209,23 @@ class PointKernel(ScaledKernel):
 
 
 class OperatorKernel(ScaledKernel):
-    """A kernel operator, with products of vectors until a potential leaves the bound and logarithmic ones from then on."""
+    """A kernel operator, by its products until a potential leaves the bound and by its logarithmic ones from then on."""
 
     def __init__(self, cost: OperatorCost, marginals: Marginals):
         super().__init__(marginals, cost.dtype)
         self._cost, self._logarithmic = cost, False
+        self._no_a, self._no_b = (self.log_a == -math.inf).to(self.dtype), (self.log_b == -math.inf).to(self.dtype)
 
     def absorb(self, psi: torch.Tensor, members: Iterable[int]) -> None:
-        self.bound = math.inf
+        """Change to logarithmic products; without them go on while products are positive, and ``ValueError`` if not."""
         try:
             self._cost.log_rows(psi)
-        except NotImplementedError:
-            return
-        self._logarithmic = True
+            self._logarithmic = True
+        except NotImplementedError as missing:
+            if self.bound == math.inf:
+                name = type(self._cost.operator).__name__
+                raise ValueError(f"products with {name} are zero or negative; widen its kernel or use another") from missing
+        self.bound = math.inf
 
     def sweep(self, phi: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if not self._logarithmic:
@@ -238,7 +246,7 @@ class OperatorKernel(ScaledKernel):
         return -self._cost.log_columns(phi + self.log_a)
 
     def _times(self, v: torch.Tensor) -> torch.Tensor:
-        return self._cost.operator.matvec(v[0]).clamp(min=torch.finfo(v.dtype).tiny)[None]
+        return self._cost.operator.matvec(v[0]) + self._no_a
 
     def _transposed_times(self, u: torch.Tensor) -> torch.Tensor:
-        return self._cost.operator.rmatvec(u[0]).clamp(min=torch.finfo(u.dtype).tiny)[None]
+        return self._cost.operator.rmatvec(u[0]) + self._no_b
