@@ -100,6 +100,11 @@ class SinkhornMap:
             return (offset.amax(-1) - offset.amin(-1)) / 2
         return torch.linalg.vector_norm(offset, math.inf, dim=-1)
 
+    def bounded(self, phi: torch.Tensor) -> torch.Tensor:
+        """The potentials, no further from the kernel's reference than its bound, where no marginal is relaxed."""
+        bound = math.inf if self.is_relaxed else self.kernel.bound
+        return phi.clamp(self.kernel.phi - bound, self.kernel.phi + bound)
+
     def __call__(self, phi: torch.Tensor) -> Evaluation:
         if self.is_relaxed:
             return self._relaxed(phi)
@@ -190,7 +195,7 @@ class FixedPoint:
     def __init__(self, step: SinkhornMap, tolerance: float, max_iterations: int, check_every: int | None):
         self.step, self.tolerance = step, tolerance
         self.max_iterations, self.check_every = max_iterations, check_every
-        self._mixing = AndersonMixing()
+        self._mixing, self._absorbed = AndersonMixing(), False
 
     def solve(self, phi: torch.Tensor, psi: torch.Tensor) -> Solution:
         """Start from row potentials ``phi`` (batch, n); ``psi`` (batch, m) are those that the kernel refers to."""
@@ -231,10 +236,15 @@ class FixedPoint:
         return torch.stack((evaluation.error, self._state.best_error, distance), -1).tolist()
 
     def _absorb(self, reading: list[list[float]]) -> bool:
-        """Rebuild the kernel where potentials have left its bound, and go on there from the last column potentials."""
+        """
+        Rebuild the kernel where potentials have left its bound, and go on there from the last column potentials.
+
+        Not twice in a row: the potentials of relaxed marginals may belong out there.
+        """
         kernel, state = self.step.kernel, self._state
         escaped = [not (distance <= kernel.bound and math.isfinite(error)) for error, _, distance in reading]
-        if not any(escaped):
+        self._absorbed = any(escaped) and not self._absorbed
+        if not self._absorbed:
             return False
         kernel.absorb(state.psi, [member for member, left in enumerate(escaped) if left])
         mask = torch.tensor(escaped, device=state.phi.device)
@@ -273,4 +283,6 @@ class FixedPoint:
         phi = self._mixing.step(image, choose(worse, state.best_residual, evaluation.residual))
         if self.check_every != 1:
             phi = choose(error <= self.tolerance, evaluation.phi, phi)
+        if not self.check_every:
+            phi = self.step.bounded(phi)
         state.phi, state.psi = phi, choose(worse, state.psi, evaluation.psi)

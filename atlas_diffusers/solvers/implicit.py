@@ -7,6 +7,7 @@ import torch
 
 from .anderson import AndersonMixing
 from .costs import Cost
+from .inputs import log_weights
 
 TOLERANCE, MAX_ITERATIONS = 1e-10, 1000
 TINY = 1e-300
@@ -31,7 +32,7 @@ def attach(
     """
     epsilon = cost.epsilon[:, None]
     damping = [1.0 if penalty == math.inf else 1 / (1 + epsilon / penalty) for penalty in rho]
-    log_a, log_b = a.clamp(min=TINY).log(), b.clamp(min=TINY).log()
+    log_a, log_b = log_weights(a), log_weights(b)
     phi = (f / epsilon).detach()
     psi = -damping[1] * cost.log_columns(phi + log_a)
     image = -damping[0] * cost.log_rows(psi + log_b)

@@ -159,15 +159,22 @@ class Marginals:
 
     def negligible(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the weights are zero to the solver."""
-        a, b = (w <= NEGLIGIBLE * w.amax(-1, keepdim=True) for w in (self.a, self.b))
-        return a, b
+        return is_negligible(self.a), is_negligible(self.b)
 
     def log(self) -> tuple[torch.Tensor, torch.Tensor]:
         """``log a`` and ``log b``, −∞ where a weight is negligible."""
-        if not self.has_zeros:
-            return self.a.log(), self.b.log()
-        a, b = (w.log().masked_fill(zero, -math.inf) for w, zero in zip((self.a, self.b), self.negligible()))
-        return a, b
+        return (log_weights(self.a), log_weights(self.b)) if self.has_zeros else (self.a.log(), self.b.log())
+
+
+def is_negligible(weights: torch.Tensor) -> torch.Tensor:
+    """Where weights (..., n) are zero to the solver."""
+    return weights <= NEGLIGIBLE * weights.amax(-1, keepdim=True)
+
+
+def log_weights(weights: torch.Tensor) -> torch.Tensor:
+    """Logarithm of weights (..., n), −∞ with gradient 0 where they are negligible."""
+    zero = is_negligible(weights)
+    return torch.where(zero, 1, weights).log().masked_fill(zero, -math.inf)
 
 
 def _flat(name: str, values, shape: tuple[int, ...], size: int, device: torch.device) -> torch.Tensor | None:

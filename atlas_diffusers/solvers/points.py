@@ -160,7 +160,7 @@ class PointSolver:
         precision = self.dtype, self._product_dtype, self.options.max_bytes
         kernel = PointKernel(self.cost, epsilon, self.marginals, psi, reach, *precision)
         weights = self.marginals.a / self.marginals.a.sum(-1, keepdim=True)
-        sweeps = min(max(SWEPT_SIZE // math.isqrt(math.prod(self.cost.shape)), 1), MOST_SWEEPS)
+        sweeps = min(max(SWEPT_SIZE // math.isqrt(math.prod(self.cost.shape)), 1), MOST_SWEEPS) if self.options.reads else 1
         step = SinkhornMap(kernel, weights, *penalties(self.rho, column, terms), sweeps)
         if inner is None and not kernel.is_flat:
             phi = kernel.phi

@@ -7,8 +7,7 @@ from functools import cached_property
 import torch
 
 from .costs import Cost, PointCost
-
-TINY = 1e-300
+from .inputs import log_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +18,13 @@ class SinkhornOutput:
         P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε)
 
     Potentials are in the unit of the cost, and also exist where a weight is zero. Everything else is computed when asked
-    for, in blocks of rows; with leading batch dimensions every shape below has them in front.
+    for, in blocks of rows; with leading batch dimensions every shape below has them in front. The plan and maps have the
+    dtype of the points, everything else is float64.
 
     Args:
-        f, g: potentials, float64, (n,) and (m,).
-        a, b: weights, float64.
-        epsilon: ε, (), float64.
+        f, g: potentials, (n,) and (m,).
+        a, b: weights.
+        epsilon: ε, ().
         row_error: L1 error of the plan's row marginal over the total mass, as the solver measured it, (). Of a relaxed
             marginal: the distance from what is optimal for its potential.
         tolerance: what was asked of it.
@@ -113,7 +113,7 @@ class SinkhornOutput:
         for _, exponents in self.geometry.blocks(zero, psi):
             logs = exponents.log_softmax(-1)
             sizes.append(torch.special.entr(logs.exp()).sum(-1).exp())
-        return self._shaped(torch.cat(sizes, -1), 1)
+        return self._shaped(torch.cat(sizes, -1).to(self.b.dtype), 1)
 
     def project(self, values: torch.Tensor) -> torch.Tensor:
         """``Σ_j P_ij values_j / Σ_j P_ij``, the mean of ``values`` (m, k) that each row couples with, (n, k)."""
@@ -158,7 +158,7 @@ class SinkhornOutput:
         return values.reshape(-1, values.shape[-1])
 
     def _log(self, weights: torch.Tensor) -> torch.Tensor:
-        return self._flat(weights).clamp(min=TINY).log()
+        return log_weights(self._flat(weights))
 
     def _shaped(self, values: torch.Tensor, dimensions: int) -> torch.Tensor:
         """The leading dimensions of the problem before the last ones."""

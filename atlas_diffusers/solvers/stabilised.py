@@ -88,18 +88,20 @@ class ScaledKernel(ABC):
         return phi, self.psi - columns.to(phi.dtype).log(), self.phi - rows.to(phi.dtype).log()
 
     def soft_rows(self, psi: torch.Tensor) -> torch.Tensor:
-        """``−log Σ_j b_j e^{ψ_j − C_ij/ε}``, (batch, n), for ψ that may be far off by a constant."""
+        """``−log Σ_j b_j e^{ψ_j − C_ij/ε}``, (batch, n); sums that underflow count as the smallest number."""
         self.applications += len(psi)
         exponents = psi + self._column_offset
         top = exponents.amax(-1, keepdim=True)
-        return self.phi - top - self._times((exponents - top).exp().to(self.dtype)).to(psi.dtype).log()
+        sums = self._times((exponents - top).exp().to(self.dtype)).clamp(min=torch.finfo(self.dtype).tiny)
+        return self.phi - top - sums.to(psi.dtype).log()
 
     def soft_columns(self, phi: torch.Tensor) -> torch.Tensor:
-        """``−log Σ_i a_i e^{φ_i − C_ij/ε}``, (batch, m), for φ that may be far off by a constant."""
+        """``−log Σ_i a_i e^{φ_i − C_ij/ε}``, (batch, m); sums that underflow count as the smallest number."""
         self.applications += len(phi)
         exponents = phi + self._row_offset
         top = exponents.amax(-1, keepdim=True)
-        return self.psi - top - self._transposed_times((exponents - top).exp().to(self.dtype)).to(phi.dtype).log()
+        sums = self._transposed_times((exponents - top).exp().to(self.dtype)).clamp(min=torch.finfo(self.dtype).tiny)
+        return self.psi - top - sums.to(phi.dtype).log()
 
 
 class PointKernel(ScaledKernel):

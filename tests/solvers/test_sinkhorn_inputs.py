@@ -1,10 +1,13 @@
 """Bad input names the value and what is allowed; unusual but finite input gives finite output."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from conftest import seeded
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from atlas_diffusers.solvers import entropic_transport
 
@@ -67,3 +70,58 @@ def test_inputs_are_left_alone():
     entropic_transport(x, y, 0.01, a, init=start, tolerance=1e-3)
     assert torch.equal(x, X) and torch.equal(y, Y) and torch.equal(a, torch.ones(6) / 6)
     assert not start[0].any() and not start[1].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weights", [None, torch.tensor([0, 0.2, 0.2, 0.2, 0.2, 0.2])])
+def test_dtypes(dtype, weights):
+    """The plan and maps are of the points' dtype, all else float64, also where a weight of zero changes the computation."""
+    x, y = X.to(dtype), Y.to(dtype)
+    output = entropic_transport(x, y, 0.5, weights)
+    for points in (output.plan, output.project(y), output.barycentric_map(), output.barycentric_map(x[:2])):
+        assert points.dtype is dtype
+    names = ("f", "g", "a", "b", "epsilon", "row_error", "cost", "transport_cost", "column_error", "effective_size")
+    assert {getattr(output, name).dtype for name in names} | {output.marginals[0].dtype} == {torch.float64}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 2, 20])),
+    relative=st.floats(-6, 3).map(lambda exponent: 10**exponent),
+    scale=st.sampled_from([1e-15, 1.0, 1e15]),
+    shift=st.sampled_from([0.0, 3.0, 1e4]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    tolerance=st.sampled_from([1e-2, 1e-7]),
+    duplicates=st.booleans(),
+    zeros=st.integers(0, 3),
+    rho=st.sampled_from([None, 0.1, (None, 1e3)]),
+    read=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@example((5, 1, 2), 1e-6, 1.0, 1e4, torch.float32, 1e-7, True, 3, None, False, 0)
+@example((2, 2, 1), 1e-3, 1e-15, 0.0, torch.float32, 1e-2, False, 1, None, False, 0)
+@example((7, 3, 1), 1e-3, 1.0, 0.0, torch.float64, 1e-2, False, 0, None, False, 8)
+@example((9, 3, 1), 1e-3, 1e-15, 0.0, torch.float32, 1e-2, False, 0, None, False, 10)
+@example((1, 2, 1), 1.0, 1e-15, 1e4, torch.float32, 1e-2, False, 0, 0.1, True, 0)
+def test_everything_is_finite(sizes, relative, scale, shift, dtype, tolerance, duplicates, zeros, rho, read, seed):
+    """Over scales, distances, weights, penalties, and both with and without reads by the host."""
+    n, m, d = sizes
+    x = torch.randn(n, d, generator=seeded(seed), dtype=torch.float64)
+    y = torch.randn(m, d, generator=seeded(seed + 100), dtype=torch.float64) + shift
+    if duplicates:
+        x[n // 2 :], y[m // 2 :] = x[0].clone(), y[0].clone()
+    a, b = (torch.rand(k, generator=seeded(k), dtype=torch.float64) + 0.1 for k in (n, m))
+    a[: min(zeros, n - 1)], b[: min(zeros, m - 1)] = 0, 0
+    epsilon = relative * scale**2 * (torch.cdist(x, y).square().mean().item() or 1.0)
+    x, y = ((scale * z).to(dtype) for z in (x, y))
+    rho = tuple(r and r * scale**2 for r in (rho if isinstance(rho, tuple) else (rho, rho)))
+    options = {"rho": rho, "tolerance": tolerance, "max_iterations": 30, "check_every": 1 if read else None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        output = entropic_transport(x, y, epsilon, a / a.sum(), b / b.sum(), **options)
+    for name in ("f", "g", "plan", "cost", "transport_cost", "column_error", "effective_size"):
+        assert getattr(output, name).isfinite().all(), name
+    assert output.row_error.isfinite() if read else not output.row_error.isnan()
+    assert output.barycentric_map().isfinite().all() and (output.plan >= 0).all()
+    if rho == (None, None) and read:
+        torch.testing.assert_close(output.marginals[1], output.b, rtol=0, atol=3e-3)
