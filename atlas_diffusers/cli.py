@@ -5,6 +5,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from .cli_bridge import add_bridge_command
 from .cli_schedulers import add_schedulers_command, scheduler_class
 
 EXAMPLES = """examples:
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     generate.set_defaults(run=run_generate)
     add_schedulers_command(commands)
+    add_bridge_command(commands)
     return parser
 
 

@@ -63,12 +63,17 @@ def plot_schedules(schedulers: dict, num_inference_steps: int, path: str | Path)
     return figure
 
 
-def _four_panels(schedulers: dict, num_inference_steps: int):
+def new_figure():
+    """An empty ``matplotlib.figure.Figure``; ``ImportError`` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'atlas-diffusers[plot]'") from error
-    figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
+    return Figure(figsize=(11, 7), dpi=120, layout="constrained")
+
+
+def _four_panels(schedulers: dict, num_inference_steps: int):
+    figure = new_figure()
     (betas, alpha_bar), (snr, steps) = figure.subplots(2, 2)
     for row, (name, scheduler) in enumerate(schedulers.items()):
         scheduler = copy.deepcopy(scheduler)

@@ -25,8 +25,10 @@ ALLOWED = {
     "metrics": {"pretrained", "pipelines"},
     "training": {"config", "conditioning", "models", "schedules", "pretrained", "pipelines"},
     "plots": set(),
+    "plots_bridge": {"metrics", "plots", "solvers"},
+    "cli_bridge": {"pipelines", "plots", "plots_bridge", "pretrained"},
     "cli_schedulers": {"schedulers", "pretrained", "plots"},
-    "cli": {"pipelines", "metrics", "config", "cli_schedulers"},
+    "cli": {"pipelines", "metrics", "config", "cli_bridge", "cli_schedulers"},
 }
 
 

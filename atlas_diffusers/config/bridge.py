@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .training import StrictModel
 
@@ -16,6 +16,9 @@ class BridgeConfig(StrictModel):
     gate: float = Field(
         10.0, ge=1, allow_inf_nan=False, description="the bridge ends once the median of the effective references is below"
     )
+    steps: int | None = Field(
+        None, ge=1, description="bridge steps of its own above the gate, the network's steps then all lie below it; null: none"
+    )
     strength: float = Field(1.0, ge=0, le=1, description="weight of the correction in mode correct")
     epsilon: float = Field(1.0, gt=0, allow_inf_nan=False, description="multiplies the squared bandwidth; above 1 blurs")
     rho: float | None = Field(
@@ -23,6 +26,15 @@ class BridgeConfig(StrictModel):
     )
     tolerance: float = Field(1e-3, gt=0, lt=1, description="L1 error of the reference marginal")
     max_iterations: int = Field(1000, ge=1)
+    solver_type: Literal["auto", "direct", "nystrom", "rff"] = Field(
+        "auto", description="kernel operator; auto is direct, for very many points nystrom where that is accurate"
+    )
     caption_temperature: float = Field(
         0.05, gt=0, description="of the softmax over cosine similarities that weights references by their captions"
     )
+
+    @model_validator(mode="after")
+    def _steps_replace(self) -> "BridgeConfig":
+        if self.steps is not None and self.mode != "replace":
+            raise ValueError(f"steps={self.steps} needs mode='replace'; {self.mode!r} calls the network at every step")
+        return self

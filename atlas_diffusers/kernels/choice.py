@@ -10,14 +10,13 @@ import torch
 from .direct import DirectKernel
 from .distances import check_points, median_bandwidth
 from .grid import GridKernel, find_grid
-from .nystrom import NystromKernel
+from .nystrom import PROBE_TOLERANCE, NystromKernel
 from .operator import KERNEL_OPERATORS, KernelOperator
 
 Operator = TypeVar("Operator", bound=KernelOperator)
 logger = logging.getLogger(__name__)
 
 DIRECT_LIMIT = 16384**2  # entries; beyond, landmarks are tried first
-PROBE_TOLERANCE = 0.01  # relative error of rows; entropic maps are then right to 1e-4 of their variance on pictures
 
 
 def make_kernel_operator(
@@ -100,7 +99,7 @@ def _choose(x: torch.Tensor, y: torch.Tensor, arguments: dict, options: dict) ->
     nystrom = _make(NystromKernel, x, y, arguments, options)
     probe = nystrom.probe()
     found = f"{landmarks} landmarks give relative error {probe.relative_error:.1e} and smallest entry {probe.min_entry:.1e}"
-    if probe.relative_error <= PROBE_TOLERANCE and probe.min_entry >= 0:
+    if probe.is_good:
         return nystrom, f"{large}, and {found}"
     return direct, f"{large}, but {found}; the limits are {PROBE_TOLERANCE} and 0"
 

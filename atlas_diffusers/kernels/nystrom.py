@@ -12,6 +12,8 @@ from .functions import ScaledKernel
 from .low_rank import LowRankKernel, check_flat_points, features_by_rows
 from .operator import register_kernel_operator
 
+PROBE_TOLERANCE = 0.01  # relative error of rows; entropic maps are then right to 1e-4 of their variance on pictures
+
 
 class KernelProbe(NamedTuple):
     """How a kernel operator compares with the true kernel on some rows."""
@@ -20,6 +22,11 @@ class KernelProbe(NamedTuple):
     """Root mean square over the rows of ``|row − true row| / |true row|``; infinite if a true row underflows."""
     min_entry: float
     """Smallest entry of these rows."""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the operator may stand for the kernel in transport."""
+        return self.relative_error <= PROBE_TOLERANCE and self.min_entry >= 0
 
 
 def jittered_cholesky(matrix: torch.Tensor) -> torch.Tensor:
@@ -86,7 +93,7 @@ class NystromKernel(LowRankKernel):
             return torch.linalg.solve_triangular(factor, scaled(squared_distances(z, points)), upper=False).mT
 
         super().__init__(*(features_by_rows(features, points, num_landmarks) for points in (x, y)))
-        self._direct = DirectKernel(x, y, kernel, epsilon, scale_factors)
+        self.x, self.y, self.kernel, self.epsilon, self.scale_factors = x, y, kernel, epsilon, scale_factors
 
     @torch.no_grad()
     def probe(self, num_rows: int = 64, generator: torch.Generator | None = None) -> KernelProbe:
@@ -99,8 +106,7 @@ class NystromKernel(LowRankKernel):
         """
         generator = generator or torch.Generator().manual_seed(0)
         rows = torch.randperm(self.shape[0], generator=generator, device=generator.device)[:num_rows].to(self.device)
-        direct = self._direct
-        true = DirectKernel(direct.x[rows], direct.y, direct.kernel, direct.epsilon, direct.scale_factors).dense()
+        true = DirectKernel(self.x[rows], self.y, self.kernel, self.epsilon, self.scale_factors).dense()
         approximate = self.left[rows] @ self.right.mT
         errors = (approximate - true).norm(dim=1) / true.norm(dim=1)
         return KernelProbe(float(errors.square().mean().sqrt().nan_to_num(torch.inf)), float(approximate.min()))

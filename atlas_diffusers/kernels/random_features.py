@@ -117,6 +117,7 @@ class RandomFeatureKernel(LowRankKernel):
         left, right = (torch.cat(part, 1) for part in zip(*parts))
         self._logs = (left, right) if features == "positive" else None
         super().__init__(*((left, right) if self._logs is None else (left.exp(), right.exp())))
+        self.x, self.y, self.kernel, self.epsilon, self.scale_factors = x, y, kernel, epsilon, scale_factors
 
     @staticmethod
     def _check_features(scaled: ScaledKernel, num_features: int, features: str) -> None:

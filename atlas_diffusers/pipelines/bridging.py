@@ -1,13 +1,18 @@
 """The Schrödinger-bridge step inside the sampling loop, for any scheduler."""
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils import logging
 
 from ..schedules import NoiseLevel, data_coefficients, output_coefficients
 from ..schedules.predictions import check_prediction_type
 from ..solvers import BridgeState, SchrodingerBridgeSolver
+
+logger = logging.get_logger(__name__)
+LEVELS = 250  # of the noise process among which the gate is looked for
 
 
 @dataclass
@@ -68,9 +73,31 @@ class BridgeRun:
         self.config, self.groups, self.solvers, self.scheduler = config, groups, solvers, scheduler
         self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
         check_prediction_type(self.prediction_type)
+        if any(len(rows) == 1 for rows in groups):
+            logger.warning("a group of one sample: the bridge has nothing to balance, its projection is the posterior mean")
         self.states = [BridgeState() for _ in groups]
-        self.open = [True] * len(groups)
+        self.open, self._shut_from = [True] * len(groups), None
         self.report = BridgeReport(gate_log_snr=[None] * len(groups), effective_references=[[] for _ in groups])
+
+    def timesteps(self, network_steps: int) -> list[int]:
+        """
+        ``config.steps`` timesteps above the gate, then ``network_steps`` from the gate on, each part evenly spaced.
+
+        The gate is where a sample of the references themselves would have ``config.gate`` effective references, in the first
+        of all groups.
+        """
+        levels = copy.deepcopy(self.scheduler)
+        levels.set_timesteps(LEVELS)
+        first, low, high = levels.timesteps[0].item(), 0, len(levels.timesteps) - 1
+        while low < high:
+            middle = (low + high) // 2
+            level = noise_level(levels, levels.timesteps[middle])
+            shut = min(solver.posterior_size(*level) for solver in self.solvers) < self.config.gate
+            low, high = (low, middle) if shut else (middle + 1, high)
+        self._shut_from = gate = levels.timesteps[low].item()
+        above = [first + (gate - first) * step / self.config.steps for step in range(self.config.steps)]
+        below = [gate * (1 - step / network_steps) for step in range(network_steps)]
+        return list(dict.fromkeys(round(t) for t in above + below))
 
     def couplings(self, latents: torch.Tensor, timestep: torch.Tensor) -> dict[int, torch.Tensor]:
         """Couplings of the groups whose gate is open, by group; closes gates for good."""
@@ -85,7 +112,7 @@ class BridgeRun:
             self.report.kernel_applications += coupling.kernel_applications
             spread = coupling.median_effective_references
             self.report.effective_references[index].append(spread)
-            self.open[index] = spread >= self.config.gate
+            self.open[index] = spread >= self.config.gate and (self._shut_from is None or timestep > self._shut_from)
             if self.open[index]:
                 found[index] = coupling
             else:

@@ -171,7 +171,8 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
                 ``(m, channels, height, width)``, a dataset with ``image`` and ``text``, or a safetensors file. Samples of
                 one prompt form a group whose references are weighted by the likeness of their captions to it.
             reference_weights: ``(m,)``, non-negative.
-            bridge: fields of :class:`~atlas_diffusers.config.BridgeConfig`; alone, with the pipeline's own references.
+            bridge: fields of :class:`~atlas_diffusers.config.BridgeConfig`; alone, with the pipeline's own references. With
+                ``steps``, these come first, and ``num_inference_steps`` are those of the network below the gate.
             network_batch_size: most pictures in one network call; couplings and results do not depend on it.
             output_type: `pil`, `np`, `pt` or `latent`.
             return_dict: return an output object instead of a tuple.
@@ -203,9 +204,13 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
             prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds,
             num_images_per_prompt, (cross_attention_kwargs or {}).get("scale"), device,
         )  # fmt: skip
+        bridge = self._bridge(references, reference_weights, bridge, prompt, batch, height, width, scheduler)
+        if bridge is not None and bridge.config.steps is not None:
+            if timesteps is not None or sigmas is not None or image is not None:
+                raise ValueError("bridge steps choose the timesteps; give no timesteps, sigmas or image with them")
+            timesteps = bridge.timesteps(num_inference_steps)
         explicit = timesteps is not None or sigmas is not None
         retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
-        bridge = self._bridge(references, reference_weights, bridge, prompt, batch, height, width, scheduler)
         latents, begin = self._start(scheduler, batch, height, width, image, strength, generator, latents)
         self._network_batch_size = network_batch_size or batch
         latents = self._denoise(

@@ -120,10 +120,13 @@ class ReferencesMixin:
         stored = self.references
         if references is None and stored is None:
             raise ValueError("bridge was given, but neither the call nor the pipeline has references")
+        channels = self.unet.config.in_channels, self.unet.config.out_channels
+        if channels[0] != channels[1]:
+            raise ValueError(f"the bridge needs a network with as many channels out as in, got {channels[1]} and {channels[0]}")
         config = bridge if isinstance(bridge, BridgeConfig) else validate(BridgeConfig, dict(bridge or {}))
         found = self._read_references(stored if references is None else references, weights, height, width)
         values = found.values.to(self._execution_device, torch.float32)
-        options = {name: getattr(config, name) for name in ("epsilon", "rho", "tolerance", "max_iterations")}
+        options = {name: getattr(config, name) for name in ("epsilon", "rho", "tolerance", "max_iterations", "solver_type")}
         if prompt is None or found.captions is None or self.text_encoder is None:
             solver = SchrodingerBridgeSolver(values, found.weights, **options)
             return BridgeRun(config, [torch.arange(batch, device=values.device)], [solver], scheduler)

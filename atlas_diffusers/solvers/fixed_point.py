@@ -121,12 +121,25 @@ class SinkhornMap:
             psi = self.column.relax(psi)
         image = self.image(psi)
         residual = phi - image
-        ratio, log_target = 0.0, torch.zeros_like(phi)
-        if self.row is not None:
-            ratio, log_target = self.row.ratio, self.row.log_target(phi)
+        ratio, log_target = (0.0, torch.zeros_like(phi)) if self.row is None else (self.row.ratio, self.row.log_target(phi))
         rows, target = ((log_target + change).clamp(max=LARGEST_EXPONENT).exp() for change in (residual * (1 + ratio), 0.0))
         error = torch.linalg.vector_norm(self.weights * (rows - target), 1, dim=-1)
-        return Evaluation(phi, psi, image, residual, error)
+        error = error.where(image.isfinite().all(-1), math.nan)
+        shift = self._translation(image, psi)
+        return Evaluation(phi, psi, image + shift, residual - shift, error)
+
+    def _translation(self, phi: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
+        """
+        The best constant to move from ψ to φ, at which both relaxed marginals have one mass, (batch, 1).
+
+        Séjourné, Vialard & Peyré 2022 (arXiv 2201.00730).
+        """
+        ratio, masses = 0.0, []
+        for penalty, log_weights, potential in ((self.row, self.kernel.log_a, phi), (self.column, self.kernel.log_b, psi)):
+            if penalty is not None:
+                ratio, log_weights = ratio + penalty.ratio, log_weights + penalty.log_target(potential)
+            masses.append(log_weights.logsumexp(-1, keepdim=True))
+        return (masses[0] - masses[1]) / ratio
 
     def select(self, members: torch.Tensor) -> None:
         """Keep these members of the batch."""
@@ -239,14 +252,17 @@ class FixedPoint:
         """
         Rebuild the kernel where potentials have left its bound, and go on there from the last column potentials.
 
-        Not twice in a row: the potentials of relaxed marginals may belong out there.
+        Potentials that are out again at once belong there: from then on the kernel computes in logarithms.
         """
         kernel, state = self.step.kernel, self._state
         escaped = [not (distance <= kernel.bound and math.isfinite(error)) for error, _, distance in reading]
-        self._absorbed = any(escaped) and not self._absorbed
-        if not self._absorbed:
+        again, self._absorbed = self._absorbed, any(escaped)
+        if not self._absorbed or kernel.logarithmic:
             return False
-        kernel.absorb(state.psi, [member for member, left in enumerate(escaped) if left])
+        if again:
+            kernel.use_logarithms()
+        else:
+            kernel.absorb(state.psi, [member for member, left in enumerate(escaped) if left])
         mask = torch.tensor(escaped, device=state.phi.device)
         state.phi = choose(mask, self.step.image(state.psi), state.phi)
         self._mixing.forget(mask)

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..kernels import KERNEL_OPERATORS, KernelOperator, make_kernel_operator
 from .potentials import extrapolate_potentials
-from .sinkhorn import entropic_transport
+from .sinkhorn import sinkhorn
 
 logger = logging.getLogger(__name__)
+PROBED = 256  # noised references that stand for particles
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class SchrodingerBridgeSolver:
             stand for all references, and would be blurred by it.
         tolerance: L1 error of the marginals at which the potentials are good.
         max_iterations: limit of the solver; reaching it warns.
+        solver_type: kernel operator, as of :func:`~atlas_diffusers.kernels.make_kernel_operator`. A Nyström approximation that
+            the true kernel contradicts is replaced by the direct operator, with a log entry.
 
     Raises:
         ValueError: for fewer than two references, NaN, shapes that do not fit, weights that are negative or all zero.
@@ -93,6 +97,7 @@ class SchrodingerBridgeSolver:
     rho: float | None = None
     tolerance: float = 1e-3
     max_iterations: int = 1000
+    solver_type: str = "auto"
     _flat: torch.Tensor = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -103,6 +108,9 @@ class SchrodingerBridgeSolver:
             raise ValueError(f"references contain {int((~y.isfinite()).sum())} values that are NaN or infinite")
         if not self.epsilon > 0 or not (self.rho is None or self.rho > 0):
             raise ValueError(f"expected epsilon > 0 and rho > 0 or None, got epsilon={self.epsilon} and rho={self.rho}")
+        if self.solver_type not in ("auto", *KERNEL_OPERATORS):
+            allowed = ["auto", *sorted(KERNEL_OPERATORS)]
+            raise ValueError(f"solver_type={self.solver_type!r} is unknown; allowed are {allowed}")
         self._flat = y.flatten(1)
         self._log_weights = _log_weights(self.weights, len(y)).to(self._flat)
 
@@ -116,6 +124,8 @@ class SchrodingerBridgeSolver:
             particles: ``x``, ``(n, ...)`` in the coordinates ``x = alpha · x_0 + sigma · ε``.
             alpha, sigma: the noise level; ``alpha = 1`` in VE coordinates.
             state: what the last step returned; ``None`` for a cold start.
+
+        One particle has nothing to balance: its projection is the posterior mean.
         """
         if particles.shape[1:] != self.references.shape[1:]:
             raise ValueError(
@@ -123,17 +133,13 @@ class SchrodingerBridgeSolver:
             )
         state, log_snr = state or BridgeState(), _log_snr(alpha, sigma)
         if len(particles) == 1 or math.isinf(log_snr):
-            if len(particles) == 1:
-                logger.info("one particle: the bridge has nothing to balance, its projection is the posterior mean")
             return self._project(particles, alpha, sigma, None, state)
         x_hat = particles.flatten(1).to(self._flat) / alpha
         start = extrapolate_potentials(state.potentials, state.log_snrs, log_snr)
         bandwidth = 2 * self.epsilon * (sigma / alpha) ** 2
         rho = self._penalty(len(particles))
-        solution = entropic_transport(
-            x_hat,
-            self._flat,
-            bandwidth,
+        solution = sinkhorn(
+            self._kernel(x_hat, math.sqrt(bandwidth / 2)),
             b=self._log_weights.exp(),
             init=None if start is None else (None, start),
             rho=None if math.isinf(rho) else (None, rho * bandwidth),
@@ -147,6 +153,30 @@ class SchrodingerBridgeSolver:
             marginal_error=float(solution.row_error),
         )
 
+    def _kernel(self, points: torch.Tensor, bandwidth: float) -> KernelOperator:
+        landmarks = min(256, len(points) + len(self._flat))
+        operator = make_kernel_operator(
+            points, self._flat, epsilon=bandwidth, solver_type=self.solver_type, num_landmarks=landmarks
+        )
+        if self.solver_type == "nystrom" and not (probe := operator.probe()).is_good:
+            logger.info("bandwidth %.3g: %s; the direct kernel is used", bandwidth, probe)
+            operator = make_kernel_operator(points, self._flat, epsilon=bandwidth, solver_type="direct")
+        return operator
+
+    def posterior_size(self, alpha: float, sigma: float) -> float:
+        """
+        How many references explain a sample at this noise level: the gate's measure before there are particles.
+
+        The median over ``PROBED`` noised references of exp(entropy of the posterior among all *other* references).
+        """
+        generator = torch.Generator(self._flat.device).manual_seed(0)
+        chosen = torch.multinomial(self._log_weights.exp(), PROBED, replacement=True, generator=generator)
+        noise = torch.randn(PROBED, self._flat.shape[1], generator=generator, device=self._flat.device)
+        logits = self._logits(alpha * self._flat[chosen] + sigma * noise.to(self._flat), alpha, sigma)
+        others = logits.scatter(1, chosen[:, None], -math.inf)
+        rows = others.log_softmax(1).exp().nan_to_num(0.0)
+        return torch.special.entr(rows).sum(1).exp().median().item()
+
     def _penalty(self, particles: int) -> float:
         if self.rho is not None:
             return self.rho
@@ -159,11 +189,8 @@ class SchrodingerBridgeSolver:
 
     def _project(self, particles, alpha, sigma, potential, state) -> BridgeCoupling:
         """Posterior mean, and projection with the potentials of the references."""
-        x = particles.flatten(1).to(self._flat)
         centre = self._flat.mean(0)
-        y = self._flat - centre
-        scale = alpha / (self.epsilon * sigma**2)
-        logits = (x - alpha * centre) @ (scale * y).T - (0.5 * alpha * scale) * y.square().sum(1) + self._log_weights
+        y, logits = self._flat - centre, self._logits(particles.flatten(1).to(self._flat), alpha, sigma)
         posterior = logits.softmax(1) @ y + centre
         if potential is None:
             rows, data = logits.log_softmax(1), posterior
@@ -173,6 +200,12 @@ class SchrodingerBridgeSolver:
         spread = torch.special.entr(rows.exp()).sum(1).exp()
         shape, dtype = particles.shape, particles.dtype
         return BridgeCoupling(data.view(shape).to(dtype), posterior.view(shape).to(dtype), spread, state)
+
+    def _logits(self, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+        """``log b_j k(x_i, y_j)`` up to a constant a row, (n, m)."""
+        centre = self._flat.mean(0)
+        y, scale = self._flat - centre, alpha / (self.epsilon * sigma**2)
+        return (x - alpha * centre) @ (scale * y).T - (0.5 * alpha * scale) * y.square().sum(1) + self._log_weights
 
 
 def _log_snr(alpha: float, sigma: float) -> float:

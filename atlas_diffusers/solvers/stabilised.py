@@ -35,7 +35,8 @@ class ScaledKernel(ABC):
 
         −log Σ_i a_i e^{φ_i − C_ij/ε} = ψ⁰_j − log (Kᵀ (a e^{φ − φ⁰}))_j
 
-    exact while ``|φ − φ⁰| ≤ bound``; ``absorb`` moves the reference. Schmitzer 2019 (arXiv 1610.06519).
+    exact while ``|φ − φ⁰| ≤ bound``; ``absorb`` moves the reference. Schmitzer 2019 (arXiv 1610.06519). Where no reference
+    will do, as with marginals relaxed so much that their potentials ignore the cost, ``use_logarithms`` ends the scaling.
 
     Args:
         marginals: weights.
@@ -46,7 +47,7 @@ class ScaledKernel(ABC):
         self.log_a, self.log_b = marginals.log()
         self._a, self._b = marginals.a.to(dtype), marginals.b.to(dtype)
         self.dtype, self.bound = dtype, -math.log(torch.finfo(dtype).tiny) / 2
-        self.applications = 0
+        self.logarithmic, self.applications = False, 0
         self.phi, self.psi = torch.zeros_like(self.log_a), torch.zeros_like(self.log_b)
         self._row_offset, self._column_offset = self.log_a, self.log_b
 
@@ -62,8 +63,20 @@ class ScaledKernel(ABC):
         """``Kᵀ u``, (batch, m)."""
 
     @abstractmethod
+    def _log_times(self, psi: torch.Tensor) -> torch.Tensor:
+        """``log Σ_j e^{ψ_j − C_ij/ε}``, (batch, n), for the reference 0."""
+
+    @abstractmethod
+    def _transposed_log_times(self, phi: torch.Tensor) -> torch.Tensor:
+        """``log Σ_i e^{φ_i − C_ij/ε}``, (batch, m), for the reference 0."""
+
+    @abstractmethod
     def absorb(self, psi: torch.Tensor, members: Iterable[int]) -> None:
         """Refer to these column potentials, (batch, m), and the row potentials that belong to them."""
+
+    def use_logarithms(self) -> None:
+        """From now on exact for all potentials, and slow."""
+        self.logarithmic, self.bound = True, math.inf
 
     def select(self, members: torch.Tensor) -> None:
         """Keep these members of the batch."""
@@ -78,6 +91,9 @@ class ScaledKernel(ABC):
 
         Returns the row potentials before the last iteration, and its column and row potentials.
         """
+        if self.logarithmic:
+            psi = self.soft_columns(phi)
+            return phi, psi, self.soft_rows(psi)
         self.applications += 2 * count * len(phi)
         u, rows = (phi + self._row_offset).exp().to(self.dtype), None
         for _ in range(count):
@@ -88,20 +104,22 @@ class ScaledKernel(ABC):
         return phi, self.psi - columns.to(phi.dtype).log(), self.phi - rows.to(phi.dtype).log()
 
     def soft_rows(self, psi: torch.Tensor) -> torch.Tensor:
-        """``−log Σ_j b_j e^{ψ_j − C_ij/ε}``, (batch, n); sums that underflow count as the smallest number."""
+        """``−log Σ_j b_j e^{ψ_j − C_ij/ε}``, (batch, n); infinite where that underflows."""
         self.applications += len(psi)
+        if self.logarithmic:
+            return -self._log_times(psi + self.log_b)
         exponents = psi + self._column_offset
         top = exponents.amax(-1, keepdim=True)
-        sums = self._times((exponents - top).exp().to(self.dtype)).clamp(min=torch.finfo(self.dtype).tiny)
-        return self.phi - top - sums.to(psi.dtype).log()
+        return self.phi - top - self._times((exponents - top).exp().to(self.dtype)).to(psi.dtype).log()
 
     def soft_columns(self, phi: torch.Tensor) -> torch.Tensor:
-        """``−log Σ_i a_i e^{φ_i − C_ij/ε}``, (batch, m); sums that underflow count as the smallest number."""
+        """``−log Σ_i a_i e^{φ_i − C_ij/ε}``, (batch, m); infinite where that underflows."""
         self.applications += len(phi)
+        if self.logarithmic:
+            return -self._transposed_log_times(phi + self.log_a)
         exponents = phi + self._row_offset
         top = exponents.amax(-1, keepdim=True)
-        sums = self._transposed_times((exponents - top).exp().to(self.dtype)).clamp(min=torch.finfo(self.dtype).tiny)
-        return self.psi - top - sums.to(phi.dtype).log()
+        return self.psi - top - self._transposed_times((exponents - top).exp().to(self.dtype)).to(phi.dtype).log()
 
 
 class PointKernel(ScaledKernel):
@@ -151,14 +169,17 @@ class PointKernel(ScaledKernel):
 
     def absorb(self, psi: torch.Tensor, members: Iterable[int]) -> None:
         for member in members:
-            offset = (psi[member] + self.log_b[member].clamp(min=SMALLEST_LOG_WEIGHT)).to(self.dtype)
+            offset = psi[member] + self.log_b[member].clamp(min=SMALLEST_LOG_WEIGHT)
+            constant = offset.amax()
+            offset = (offset - constant).to(self.dtype)
             tops, peaks = [], []
             for rows in self._blocks:
                 block = self._inner_products(member, rows).add_(offset)
                 tops.append(block.amax(1, keepdim=True))
                 peaks.append(block.sub_(tops[-1]).amax(0))
             peak = torch.stack(peaks).amax(0)
-            self.phi[member], self.psi[member] = -torch.cat(tops)[:, 0], offset - peak
+            self.phi[member] = -torch.cat(tops)[:, 0].to(psi.dtype) - constant
+            self.psi[member] = (offset - peak).to(psi.dtype) + constant
             if self._tiles is not None:
                 for rows in self._blocks:
                     self._tiles[member][rows].sub_(peak).exp_()
@@ -196,6 +217,20 @@ class PointKernel(ScaledKernel):
             return torch.bmm(u[:, None], self._buffer)[:, 0]
         return _stacked([torch.mv(tile, w) for tile, w in zip(self._transposed_tiles, u.unbind(0))])
 
+    def _log_times(self, psi: torch.Tensor) -> torch.Tensor:
+        def row(member: int, rows: slice) -> torch.Tensor:
+            return (self._inner_products(member, rows).to(psi.dtype) + psi[member]).logsumexp(1)
+
+        return torch.stack([torch.cat([row(member, rows) for rows in self._blocks]) for member in range(len(psi))])
+
+    def _transposed_log_times(self, phi: torch.Tensor) -> torch.Tensor:
+        def part(member: int, rows: slice) -> torch.Tensor:
+            return (self._inner_products(member, rows).to(phi.dtype) + phi[member, rows, None]).logsumexp(0)
+
+        return torch.stack(
+            [torch.stack([part(member, rows) for rows in self._blocks]).logsumexp(0) for member in range(len(phi))]
+        )
+
     def select(self, members: torch.Tensor) -> None:
         super().select(members)
         self._x, self._y = self._x[members], self._y[members]
@@ -215,40 +250,30 @@ class OperatorKernel(ScaledKernel):
 
     def __init__(self, cost: OperatorCost, marginals: Marginals):
         super().__init__(marginals, cost.dtype)
-        self._cost, self._logarithmic = cost, False
+        self._cost = cost
         self._no_a, self._no_b = (self.log_a == -math.inf).to(self.dtype), (self.log_b == -math.inf).to(self.dtype)
 
     def absorb(self, psi: torch.Tensor, members: Iterable[int]) -> None:
-        """Change to logarithmic products; without them go on while products are positive, and ``ValueError`` if not."""
+        """Change to logarithmic products; without them go on while products are positive."""
         try:
             self._cost.log_rows(psi)
-            self._logarithmic = True
-        except NotImplementedError as missing:
-            if self.bound == math.inf:
-                name = type(self._cost.operator).__name__
-                raise ValueError(f"products with {name} are zero or negative; widen its kernel or use another") from missing
-        self.bound = math.inf
+        except NotImplementedError:
+            self.bound = math.inf
+        else:
+            super().use_logarithms()
 
-    def sweep(self, phi: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if not self._logarithmic:
-            return super().sweep(phi, count)
-        psi = self.soft_columns(phi)
-        return phi, psi, self.soft_rows(psi)
-
-    def soft_rows(self, psi: torch.Tensor) -> torch.Tensor:
-        if not self._logarithmic:
-            return super().soft_rows(psi)
-        self.applications += 1
-        return -self._cost.log_rows(psi + self.log_b)
-
-    def soft_columns(self, phi: torch.Tensor) -> torch.Tensor:
-        if not self._logarithmic:
-            return super().soft_columns(phi)
-        self.applications += 1
-        return -self._cost.log_columns(phi + self.log_a)
+    def use_logarithms(self) -> None:
+        name = type(self._cost.operator).__name__
+        raise ValueError(f"products with {name} are zero or negative; widen its kernel or use another")
 
     def _times(self, v: torch.Tensor) -> torch.Tensor:
         return self._cost.operator.matvec(v[0]) + self._no_a
 
     def _transposed_times(self, u: torch.Tensor) -> torch.Tensor:
         return self._cost.operator.rmatvec(u[0]) + self._no_b
+
+    def _log_times(self, psi: torch.Tensor) -> torch.Tensor:
+        return self._cost.log_rows(psi)
+
+    def _transposed_log_times(self, phi: torch.Tensor) -> torch.Tensor:
+        return self._cost.log_columns(phi)

@@ -1,5 +1,7 @@
 """References in a pipeline call: the bridge supplies the data prediction, any scheduler takes the step."""
 
+import logging
+
 import diffusers
 import pytest
 import torch
@@ -147,9 +149,49 @@ def test_noise_levels_of_foreign_schedulers():
     ({"references": references(), "bridge": {"gate": 0.5}}, "gate"),
     ({"references": references(), "bridge": {"gaet": 5}}, "gaet"),
     ({"references": references(), "bridge": {"mode": "copy"}}, "mode"),
+    ({"references": references(), "bridge": {"solver_type": "fft"}}, "solver_type"),
+    ({"references": references(), "bridge": {"steps": 0}}, "steps"),
+    ({"references": references(), "bridge": {"steps": 2, "mode": "correct"}}, "steps=2 needs mode='replace'"),
+    ({"references": references(), "bridge": {"steps": 2}, "image": references(4), "strength": 0.5}, "give no timesteps"),
     ({"bridge": {}}, "neither the call nor the pipeline has references"),
     ({"reference_weights": torch.ones(3)}, "without references"),
 ], ids=str)  # fmt: skip
 def test_bad_input_is_named(tiny_pipeline, options, message):
     with pytest.raises(ValueError, match=message):
         run(tiny_pipeline, **options)
+
+
+@pytest.mark.parametrize("name", ["AtlasDDIMScheduler", "AtlasEulerScheduler", "DPMSolverMultistepScheduler"])
+def test_bridge_steps_come_before_those_of_the_network(name):
+    """The gate is placed where noised references, as particles, have as many effective references as it says."""
+    cls = getattr(atlas_diffusers, name, None) or getattr(diffusers, name)
+    pipeline = build_tiny_pipeline(scheduler=cls(timestep_spacing="trailing", prediction_type="v_prediction"))
+    seen, data, bridge = [], references(40), {"gate": 20.0, "steps": 4}
+
+    def watch(pipeline, index, t, tensors):
+        seen.append(round(float(t)))
+
+    out = run(pipeline, count=16, steps=3, references=data, bridge=bridge, callback_on_step_end=watch)
+    assert (out.bridge.network_calls, out.bridge.network_calls_saved) == (3, 4)
+    gate = seen[4]
+    assert seen == [round(seen[0] + (gate - seen[0]) * k / 4) for k in range(4)] + [round(gate * (1 - k / 3)) for k in range(3)]
+    solver, ddim = SchrodingerBridgeSolver(data), AtlasDDIMScheduler(timestep_spacing="trailing")
+    ddim.set_timesteps(250)
+    assert solver.posterior_size(*noise_level(ddim, torch.tensor(gate))) == pytest.approx(20, rel=0.1)
+
+
+def test_groups_of_one_and_many_particles(tiny_pipeline, caplog):
+    with caplog.at_level("WARNING", logger="atlas_diffusers.pipelines.bridging"):
+        logging.getLogger("atlas_diffusers").propagate = True
+        run(tiny_pipeline, count=2, references=references(), bridge=ALWAYS)
+        assert not caplog.records
+        run(tiny_pipeline, count=1, references=references(), bridge=ALWAYS)
+    assert [record.getMessage() for record in caplog.records] == [
+        "a group of one sample: the bridge has nothing to balance, its projection is the posterior mean"
+    ]
+
+
+def test_the_bridge_refuses_networks_that_predict_a_variance(tiny_pipeline):
+    tiny_pipeline.unet.register_to_config(out_channels=6)
+    with pytest.raises(ValueError, match="as many channels out as in, got 6 and 3"):
+        run(tiny_pipeline, references=references(), bridge=ALWAYS)

@@ -102,11 +102,10 @@ def test_images_keep_their_shape_and_dtype():
     assert torch.equal(coupling.data.flatten(1), flat.data)
 
 
-def test_one_particle_has_the_posterior_mean(caplog):
+def test_one_particle_has_the_posterior_mean():
     y, x = cloud(9), cloud(1, seed=3)
-    with caplog.at_level(logging.INFO, "atlas_diffusers"):
-        coupling = SchrodingerBridgeSolver(y).couple(x, 0.8, 0.6)
-    assert torch.equal(coupling.data, coupling.posterior) and "nothing to balance" in caplog.text
+    coupling = SchrodingerBridgeSolver(y).couple(x, 0.8, 0.6)
+    assert torch.equal(coupling.data, coupling.posterior)
     torch.testing.assert_close(coupling.data, dense(x, y, 0.8, 0.6, iterations=1)[2])
 
 
@@ -173,10 +172,37 @@ def test_nearest_reference():
     (torch.zeros(3, 2), torch.zeros(3), {}, "not all zero"),
     (torch.zeros(3, 2), None, {"epsilon": 0.0}, "epsilon=0.0"),
     (torch.zeros(3, 2), None, {"rho": -1.0}, "rho=-1.0"),
+    (torch.zeros(3, 2), None, {"solver_type": "exact"}, "solver_type='exact' is unknown"),
 ], ids=str)  # fmt: skip
 def test_bad_references_are_named(references, weights, options, message):
     with pytest.raises(ValueError, match=message):
         SchrodingerBridgeSolver(references, weights, **options)
+
+
+@pytest.mark.parametrize("sigma, falls_back", [(4.0, False), (0.2, True)])
+def test_landmarks_serve_wide_kernels_and_give_way_for_narrow_ones(sigma, falls_back, caplog):
+    x, y = cloud(400), cloud(300, seed=1)
+    exact = SchrodingerBridgeSolver(y, tolerance=1e-6).couple(x, 0.8, sigma)
+    with caplog.at_level(logging.INFO, "atlas_diffusers.solvers"):
+        landmarks = SchrodingerBridgeSolver(y, tolerance=1e-6, solver_type="nystrom").couple(x, 0.8, sigma)
+    assert ("the direct kernel is used" in caplog.text) == falls_back
+    torch.testing.assert_close(landmarks.data, exact.data, rtol=0, atol=1e-4)
+
+
+def test_random_features_are_there_on_request():
+    x, y = cloud(40), cloud(30, seed=1)
+    exact = SchrodingerBridgeSolver(y).couple(x, 0.8, 4.0)
+    features = SchrodingerBridgeSolver(y, solver_type="rff").couple(x, 0.8, 4.0)
+    assert (features.data - exact.data).abs().max() < 0.2 * exact.data.std()
+
+
+def test_the_size_of_a_posterior_is_that_of_noised_references():
+    """Far apart references in groups of five equal ones: a sample of one has the other four to explain it."""
+    y = (100 * torch.eye(6, dtype=torch.float64)).repeat_interleave(5, 0)
+    assert SchrodingerBridgeSolver(y).posterior_size(1.0, 0.5) == pytest.approx(4)
+    assert SchrodingerBridgeSolver(y).posterior_size(1e-4, 1.0) == pytest.approx(29, rel=1e-3)
+    weights = torch.zeros(30).index_fill(0, torch.tensor([7, 8, 20]), 1.0)
+    assert SchrodingerBridgeSolver(y, weights).posterior_size(1e-4, 1.0) == pytest.approx(2, rel=1e-3)
 
 
 def test_bad_particles_are_named():

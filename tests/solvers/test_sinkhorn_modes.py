@@ -182,3 +182,17 @@ def test_zero_weights_are_absent_points_with_potentials():
     torch.testing.assert_close(output.f[3:10], f[3:10], rtol=1e-8, atol=1e-8)
     assert output.f.isfinite().all() and output.barycentric_map().isfinite().all()
     assert output.cost.item() == pytest.approx(alone.cost.item(), rel=1e-7)
+
+
+@pytest.mark.parametrize("rho", [(None, 1e5), (1e5, None), 1e6])
+@pytest.mark.parametrize("constant", [0.0, 1e6, 1e12])
+def test_a_start_that_is_off_by_a_constant(rho, constant):
+    """Relaxed marginals fix the constant between the potentials, exactly and at once, however far the start has it."""
+    x, y = torch.randn(60, 5, generator=seeded(1)), torch.randn(50, 5, generator=seeded(2))
+    expected = entropic_transport(x, y, 3.0, rho=rho, tolerance=1e-6)
+    start = expected.g + constant + torch.randn(50, generator=seeded(3)).double()
+    output = entropic_transport(x, y, 3.0, rho=rho, tolerance=1e-6, init=(None, start))
+    measured = (output.marginals[0] - output.a).abs().sum()
+    torch.testing.assert_close(output.row_error, measured, rtol=0, atol=1e-4)
+    torch.testing.assert_close(output.plan, expected.plan, rtol=0, atol=1e-7)
+    assert output.iterations <= 20
