@@ -15,6 +15,7 @@ CLASSES = {
     "AtlasEulerScheduler": ".schedulers",
     "AtlasEulerAncestralScheduler": ".schedulers",
     "AtlasHeunScheduler": ".schedulers",
+    "AtlasMultistepScheduler": ".schedulers",
     "LinearNoiseScheduler": ".schedulers",
     "ScaledLinearNoiseScheduler": ".schedulers",
     "CosineNoiseScheduler": ".schedulers",

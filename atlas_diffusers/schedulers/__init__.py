@@ -17,6 +17,7 @@ from .scheduling_atlas_ddpm import AtlasDDPMScheduler
 from .scheduling_atlas_euler import AtlasEulerScheduler
 from .scheduling_atlas_euler_ancestral import AtlasEulerAncestralScheduler
 from .scheduling_atlas_heun import AtlasHeunScheduler
+from .scheduling_atlas_multistep import AtlasMultistepScheduler
 from .scheduling_atlas_pndm import AtlasPNDMScheduler
 from .scheduling_base import BaseScheduler
 from .scheduling_sigma_base import SigmaScheduler
@@ -27,6 +28,7 @@ __all__ = [
     "AtlasEulerAncestralScheduler",
     "AtlasEulerScheduler",
     "AtlasHeunScheduler",
+    "AtlasMultistepScheduler",
     "AtlasPNDMScheduler",
     "BaseNoiseScheduler",
     "BaseScheduler",

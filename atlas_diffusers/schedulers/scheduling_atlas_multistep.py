@@ -1,0 +1,223 @@
+"""The few-step solver: Adams-Bashforth in the angle of the noise level, with nodes and weights that can be calibrated."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..schedules import NoiseLevel
+from .conversion import extend_config
+from .multistep_tables import Calibration, StepTable
+from .scheduling_base import AtlasSchedulerOutput, BaseScheduler, combine
+from .time_grid import Request, TimeGrid, grid_option, spaced_grid, variance_preserving_grid
+
+
+def adams_bashforth(angles: list[float], target: float) -> list[float]:
+    """
+    Weights ``w`` with ``∫ p = Σ w_j p(θ_j)`` from the last angle to ``target`` for polynomials p of degree below their number.
+
+    Args:
+        angles: θ of the last calls, oldest first.
+        target: θ at the end of the step.
+    """
+    offsets, step = np.array(angles) - angles[-1], target - angles[-1]
+    powers = np.arange(len(angles))
+    return np.linalg.solve(np.vander(offsets, increasing=True).T, step ** (powers + 1) / (powers + 1)).tolist()
+
+
+def angle(level: NoiseLevel) -> float:
+    """``θ = arctan(σ/α)``, from 0 for clean data to π/2 for noise."""
+    return math.atan2(level.sigma, level.alpha)
+
+
+@dataclass
+class _TableGrid(TimeGrid):
+    table: StepTable | None = None
+
+
+class AtlasMultistepScheduler(BaseScheduler):
+    r"""
+    Few-step linear multistep solver, from angle θ_n = arctan(σ/α) to θ_{n+1}, in the velocity ``v = α ε − σ x_0 = dx/dθ``:
+
+        x_{n+1} = (1 + a_n) x_n + Σ_{j≤n} w_nj v_j
+
+    Uncalibrated, ``a = 0`` and ``w`` are the variable-step Adams-Bashforth weights of order up to ``solver_order``. After
+    :meth:`calibrate` nodes, ``w`` and ``a`` are those that carry a model's own fine trajectories with that many calls; a
+    trajectory that begins in the middle of them (image-to-image) uses Adams-Bashforth on the same nodes. Related: DPM-Solver-v3
+    (arXiv 2310.13268), GITS (arXiv 2405.11326), S4S (arXiv 2502.17423).
+
+    Args:
+        solver_order: 1 to 4.
+        angle_power: p of the nodes ``θ_k = θ_max (1 − k/N)^p``; ``None`` places them by ``timestep_spacing``. A sigma grid,
+            explicit timesteps and sigmas, and calibrated nodes take precedence.
+        calibration: tables that :meth:`calibrate` made, as JSON.
+        Others: see :class:`BaseScheduler`.
+
+    Raises:
+        ValueError: also for a calibration of another noise process or prediction type.
+    """
+
+    @extend_config
+    def __init__(self, solver_order: int = 3, angle_power: float | None = 1.6, calibration: dict | None = None):
+        pass
+
+    def _setup(self) -> None:
+        super()._setup()
+        self._calibration = None
+        if self.config.calibration is not None:
+            self._calibration = Calibration.from_config(self.config.calibration)
+            self._calibration.check(self._finite_table, self.config.prediction_type)
+
+    def _check_config(self) -> None:
+        super()._check_config()
+        c = self.config
+        if c.solver_order not in (1, 2, 3, 4):
+            raise ValueError(f"solver_order={c.solver_order}; expected 1, 2, 3 or 4")
+        if c.angle_power is not None and not c.angle_power > 0:
+            raise ValueError(f"angle_power={c.angle_power}; expected a positive number or None")
+
+    @classmethod
+    def calibrate(
+        cls,
+        model,
+        num_inference_steps: Sequence[int] = (5, 6, 8, 10),
+        *,
+        config: dict | None = None,
+        sample_shape: Sequence[int] | None = None,
+        num_trajectories: int = 48,
+        teacher_steps: int = 48,
+        batch_size: int | None = None,
+        prompts: list[str] | None = None,
+        guidance_scale: float | None = None,
+        generator: torch.Generator | None = None,
+        device: str | torch.device | None = None,
+        cache: str | Path | None = None,
+        progress: bool = True,
+    ) -> "AtlasMultistepScheduler":
+        """
+        A scheduler with nodes and coefficients for a model, from its own fine trajectories; no back-propagation.
+
+        A teacher of order 4 solves ``num_trajectories`` from random noise. Nodes are placed on its trajectories without
+        network calls, in four ways; for each, coefficients are regressed on the student's own states. What serves a
+        held-out third of the trajectories best is kept, if it is better there than the plain solver; otherwise a warning
+        says so and that step count stays plain. ``scheduler.calibration_report`` has the cost and the expected errors.
+
+        Args:
+            model: a pipeline with a ``unet``, or a function ``f(sample, timestep)`` that returns predictions of
+                ``prediction_type``; it is called with ``batch_size`` samples at a time, in one order.
+            num_inference_steps: step counts to make tables for, each at least 2.
+            config: of the noise process, such as ``scheduler.config``; by default the pipeline's.
+            sample_shape: of one sample, for a function.
+            num_trajectories: at least 8.
+            teacher_steps: network calls of one trajectory.
+            batch_size: samples in one call; by default all.
+            prompts: for a pipeline, taken in turn; tables serve other prompts as well.
+            guidance_scale: that the pipeline will be used with.
+            generator: of the start noise.
+            device: of the samples; by default the pipeline's, or the CPU.
+            cache: folder for the teacher's trajectories, from which an interrupted calibration goes on.
+            progress: show bars.
+
+        Raises:
+            ValueError: for counts out of range, a model that returns another shape, NaN or infinity, or a cache of another
+                calibration.
+        """
+        from .calibration import run_calibration
+
+        return run_calibration(
+            cls, model, tuple(num_inference_steps), config, sample_shape, num_trajectories, teacher_steps, batch_size,
+            prompts, guidance_scale, generator, device, cache, progress,
+        )  # fmt: skip
+
+    @property
+    def calibrated_steps(self) -> list[int]:
+        """Step counts that there are tables for."""
+        return sorted(self._calibration.tables) if self._calibration else []
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Scale of the start noise: below 1 where the first calibrated node is below the noisiest level."""
+        return 1.0 if self._table_in_use is None else self._table_in_use.start
+
+    @property
+    def _table_in_use(self) -> StepTable | None:
+        return getattr(self._grid, "table", None)
+
+    def _build_grid(self, request: Request) -> TimeGrid:
+        steps = request.num_inference_steps
+        if steps is None:
+            return super()._build_grid(request)
+        table = self._calibration.tables.get(steps) if self._calibration else None
+        if table is not None:
+            return _TableGrid(**vars(self._grid_of([*table.sigmas, 0.0])), table=table)
+        if self._calibration and self._calibration.tables:
+            warnings.warn(f"{steps} steps are not calibrated, only {self.calibrated_steps}; plain nodes are used", stacklevel=5)
+        if self.config.angle_power is None or grid_option(self.config):
+            return super()._build_grid(request)
+        spaced_grid(self.config, steps, len(self._table))
+        return self._grid_of([*self._placed(steps), self._final_level().sigma_hat])
+
+    def _placed(self, steps: int) -> list[float]:
+        """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below training timestep 0, it is that instead."""
+        smallest, largest = (math.atan(self._finite_table.sigma_hats[end].item()) for end in (0, -1))
+        power, last = self.config.angle_power, 0.0
+        parts = [1 - k / steps for k in range(steps)]
+        if steps > 1 and largest * parts[-1] ** power < smallest:
+            parts, last = [1 - k / (steps - 1) for k in range(steps)], smallest
+        return [math.tan(last + (largest - last) * part**power) for part in parts]
+
+    def _grid_of(self, sigmas: list[float]) -> TimeGrid:
+        request = Request(sigmas=sigmas)
+        return variance_preserving_grid(self.config, self._table, self._finite_table, request, self._final_level())
+
+    def _reset(self) -> None:
+        self._velocities: list[torch.Tensor] = []
+        self._angles: list[float] = []
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor | int,
+        sample: torch.Tensor,
+        return_dict: bool = True,
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """
+        One step of the formula above.
+
+        Args:
+            model_output: the network's prediction at ``timestep``, ``(batch, channels, height, width)``.
+            timestep: an element of ``self.timesteps``.
+            sample: ``x``, same shape; half precision is computed in float32.
+            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
+        """
+        index = self._advance(timestep)
+        level, target = self._grid.source[index], self._grid.target[index]
+        x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
+        data = self._predict_data(output, x, level)
+        self._velocities.append(self._velocity(output, x, data, level))
+        self._angles.append(angle(level))
+
+        scale, weights = self._coefficients(index, angle(target))
+        prev = x if scale == 0 else x * (1 + scale)
+        for weight, velocity in zip(weights, self._velocities[-len(weights) :]):
+            prev = torch.add(prev, velocity, alpha=weight)
+        return self._output(prev, data, sample.dtype, return_dict)
+
+    def _velocity(self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+        """``v``, consistent with the clipped data prediction."""
+        if self.config.prediction_type == "v_prediction" and not self._clips:
+            return output
+        return combine(level.alpha / level.sigma, x, -1 / level.sigma, data)
+
+    def _coefficients(self, index: int, target: float) -> tuple[float, list[float]]:
+        """``a`` and the weights of the last velocities."""
+        table = self._table_in_use
+        if table is not None and len(self._angles) == index + 1:
+            return table.scales[index], table.weights[index]
+        if target == 0 and len(self._angles) == 1:  # a single step ends at the data prediction
+            return math.cos(self._angles[0]) - 1, [-math.sin(self._angles[0])]
+        return 0.0, adams_bashforth(self._angles[-self.config.solver_order :], target)
