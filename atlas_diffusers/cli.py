@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .cli_bridge import add_bridge_command
+from .cli_calibrate import add_calibrate_command
 from .cli_schedulers import add_schedulers_command, scheduler_class
 
 EXAMPLES = """examples:
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=run_generate)
     add_schedulers_command(commands)
     add_bridge_command(commands)
+    add_calibrate_command(commands)
     return parser
 
 

@@ -81,7 +81,7 @@ class Peer:
         for key, value in (self.schedule | self.method | self.step).items():
             if key == "timestep_spacing":
                 shown.append(value)
-            elif key not in ordinary or value != ordinary[key].default:
+            elif not callable(value) and (key not in ordinary or value != ordinary[key].default):
                 short = key.removeprefix("use_").removesuffix("_sigmas").removesuffix("_type")
                 value = "all" if isinstance(value, list) and len(value) > 1 else value
                 shown.append(short if value is True else f"{short}={value}")
@@ -318,7 +318,7 @@ def warning_text(warning) -> str:
 def our_error(scheduler, problem: Problem, noise: torch.Tensor, truth: torch.Tensor, calls: int) -> float:
     network = Network(problem)
     scheduler.set_timesteps(calls)
-    x = sample(scheduler, network, first_sample(scheduler, problem, noise))
+    x = sample(scheduler, network, noise * scheduler.init_noise_sigma)
     if network.calls != calls:
         raise SystemExit(f"ours took {network.calls} network calls for {calls}")
     return error(x, truth)

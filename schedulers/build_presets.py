@@ -17,6 +17,7 @@ CLASSES = {
     "euler": "AtlasEulerScheduler",
     "euler-ancestral": "AtlasEulerAncestralScheduler",
     "heun": "AtlasHeunScheduler",
+    "few-step": "AtlasMultistepScheduler",
 }
 BETA_SCHEDULES = ("linear", "scaled_linear", "cosine", "quadratic", "sigmoid", "exponential", "laplace", "karras")
 COMMON = {"num_train_timesteps": 1000, "prediction_type": "epsilon", "clip_sample": False}
@@ -34,7 +35,10 @@ ZERO_SNR = {
 FAMILIES = {
     # even in log-SNR, since Heun's correction ruins the long first step of a schedule that ends at σ̂ = 20,000 (cosine)
     **{
-        beta: ({**DDPM, "beta_schedule": beta}, {"ddim": {}, "euler": {}, "heun": {"use_exponential_sigmas": True}})
+        beta: (
+            {**DDPM, "beta_schedule": beta},
+            {"ddim": {}, "euler": {}, "heun": {"use_exponential_sigmas": True}, "few-step": {}},
+        )
         for beta in BETA_SCHEDULES
     },
     "stable-diffusion-1.5": (
@@ -45,10 +49,11 @@ FAMILIES = {
             "euler": {},
             "euler-ancestral": {},
             "heun": {},
+            "few-step": {},
         },
     ),
-    "sdxl": (RELEASED, {"euler": {}, "euler-ancestral": {}, "ddim": {"set_alpha_to_one": False}, "heun": {}}),
-    "zero-snr-v-prediction": (ZERO_SNR, {"ddim": {}, "euler": {}}),
+    "sdxl": (RELEASED, {"euler": {}, "euler-ancestral": {}, "ddim": {"set_alpha_to_one": False}, "heun": {}, "few-step": {}}),
+    "zero-snr-v-prediction": (ZERO_SNR, {"ddim": {}, "euler": {}, "few-step": {}}),
 }
 
 

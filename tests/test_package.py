@@ -27,8 +27,9 @@ ALLOWED = {
     "plots": set(),
     "plots_bridge": {"metrics", "plots", "solvers"},
     "cli_bridge": {"pipelines", "plots", "plots_bridge", "pretrained"},
+    "cli_calibrate": {"pipelines", "schedulers"},
     "cli_schedulers": {"schedulers", "pretrained", "plots"},
-    "cli": {"pipelines", "metrics", "config", "cli_bridge", "cli_schedulers"},
+    "cli": {"pipelines", "metrics", "config", "cli_bridge", "cli_calibrate", "cli_schedulers"},
 }
 
 

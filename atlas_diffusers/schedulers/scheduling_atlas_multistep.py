@@ -15,6 +15,8 @@ from .multistep_tables import Calibration, StepTable
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler, combine
 from .time_grid import Request, TimeGrid, grid_option, spaced_grid, variance_preserving_grid
 
+SMALLEST_STEP = 1e-9  # in radians
+
 
 def adams_bashforth(angles: list[float], target: float) -> list[float]:
     """
@@ -148,6 +150,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         return getattr(self._grid, "table", None)
 
     def _build_grid(self, request: Request) -> TimeGrid:
+        request.check(self.config)
         steps = request.num_inference_steps
         if steps is None:
             return super()._build_grid(request)
@@ -198,14 +201,20 @@ class AtlasMultistepScheduler(BaseScheduler):
         level, target = self._grid.source[index], self._grid.target[index]
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         data = self._predict_data(output, x, level)
-        self._velocities.append(self._velocity(output, x, data, level))
-        self._angles.append(angle(level))
+        self._remember(self._velocity(output, x, data, level), angle(level))
 
         scale, weights = self._coefficients(index, angle(target))
         prev = x if scale == 0 else x * (1 + scale)
         for weight, velocity in zip(weights, self._velocities[-len(weights) :]):
             prev = torch.add(prev, velocity, alpha=weight)
         return self._output(prev, data, sample.dtype, return_dict)
+
+    def _remember(self, velocity: torch.Tensor, at: float) -> None:
+        if self._angles and self._angles[-1] - at < SMALLEST_STEP:  # a flat part of the noise process
+            self._velocities.pop()
+            self._angles.pop()
+        self._velocities.append(velocity)
+        self._angles.append(at)
 
     def _velocity(self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """``v``, consistent with the clipped data prediction."""

@@ -17,6 +17,7 @@ from atlas_diffusers import (
     AtlasEulerAncestralScheduler,
     AtlasEulerScheduler,
     AtlasHeunScheduler,
+    AtlasMultistepScheduler,
     AtlasPNDMScheduler,
 )
 from atlas_diffusers.schedulers import SigmaScheduler
@@ -27,7 +28,8 @@ STOCK = {
     AtlasEulerAncestralScheduler: diffusers.EulerAncestralDiscreteScheduler,
     AtlasHeunScheduler: diffusers.HeunDiscreteScheduler,
 }
-SAMPLERS = [AtlasDDIMScheduler, AtlasDDPMScheduler, *STOCK]
+SAMPLERS = [AtlasDDIMScheduler, AtlasDDPMScheduler, AtlasMultistepScheduler, *STOCK]
+WITH_A_MEMORY = (AtlasMultistepScheduler, AtlasPNDMScheduler)
 ALL = pytest.mark.parametrize("cls", SAMPLERS)
 STEP_OPTIONS = {AtlasDDIMScheduler: {"eta": 0.7}, AtlasEulerScheduler: {"s_churn": 2.0}}
 
@@ -191,7 +193,7 @@ def test_half_precision_is_computed_in_float32(cls, dtype, rtol):
         torch.testing.assert_close(half.prev_sample.float(), single.prev_sample, rtol=rtol, atol=1e-3)
 
 
-@pytest.mark.parametrize("cls", [c for c in SAMPLERS if c not in (AtlasPNDMScheduler, AtlasHeunScheduler)])
+@pytest.mark.parametrize("cls", [c for c in SAMPLERS if c not in (*WITH_A_MEMORY, AtlasHeunScheduler)])
 def test_a_list_of_generators_is_single_runs(cls):
     def run(x, seeds):
         scheduler = cls()
@@ -247,7 +249,7 @@ def test_steps_run_where_no_value_can_be_read(cls, config):
 
 
 @pytest.mark.parametrize("config", [{}, {"use_karras_sigmas": True}], ids=["spaced", "karras"])
-@pytest.mark.parametrize("cls", [c for c in SAMPLERS if c is not AtlasPNDMScheduler])
+@pytest.mark.parametrize("cls", [c for c in SAMPLERS if c not in WITH_A_MEMORY])
 def test_image_to_image_is_the_end_of_a_trajectory(cls, config):
     """Starting at a step with the sample that the whole trajectory had there gives the rest of that trajectory."""
     scheduler = cls(**config)

@@ -18,7 +18,7 @@ import atlas_diffusers
 
 SPACINGS = ("linspace", "leading", "trailing")
 GRIDS = (None, "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-ORDER = {"DDIM": 1, "PNDM": 2, "Euler": 1, "Heun": 2}
+ORDER = {"DDIM": 1, "PNDM": 2, "Euler": 1, "Heun": 2, "Multistep": 3}
 VARIANCE_EXPLODING = ("Euler", "EulerAncestral", "Heun")
 BETA_0 = 0.1  # times 1/T
 OPTIONS = [(zero_snr, thresholding) for zero_snr in (False, True) for thresholding in (False, True)]
@@ -44,6 +44,8 @@ def build(sampler, prediction_type, spacing, grid, zero_snr, thresholding, T):
         options |= {grid: True, "sigma_min": (BETA_0 / (T - BETA_0)) ** 0.5, "sigma_max": 20.0}
     if thresholding:
         options |= {"thresholding": True, "dynamic_thresholding_ratio": 0.5, "sample_max_value": 10.0}
+    if sampler == "Multistep":
+        options["angle_power"] = None
     return getattr(atlas_diffusers, f"Atlas{sampler}Scheduler")(**options)
 
 
@@ -122,13 +124,14 @@ def test_deterministic_samplers_converge_to_the_flow(sampler, prediction_type, s
     steps, T, stop = (50, 100), 1000, 0
     if sampler == "PNDM" and grid == "use_beta_sigmas":
         steps = (250, 500)  # the quantiles' spacing becomes even only slowly at their ends
-    elif sampler == "PNDM" and not grid and spacing != "linspace":
+    elif not grid and (sampler == "Multistep" or sampler == "PNDM" and spacing != "linspace"):
         # σ̂ grows as √t near clean data, where neighbouring steps stay unequal however many there are: stop above
         steps, T, stop = (200, 400), 4000, 800
     for options in OPTIONS:
         cell = (sampler, prediction_type, spacing, grid, *options)
         errors = [flow_error(cell, n, T, stop) for n in steps]
-        assert order_of_convergence(steps, errors) == pytest.approx(expected_order(*cell), abs=0.2), (options, errors)
+        order, expected = order_of_convergence(steps, errors), expected_order(*cell)
+        assert order == pytest.approx(expected, abs=0.3 if expected == 3 else 0.2), (options, errors)
 
 
 def moments(network, sigma_hats):

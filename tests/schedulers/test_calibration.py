@@ -1,0 +1,205 @@
+"""Calibration: better than the plain solver on trajectories it has not seen, at a stated cost, and resumable."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from conftest import build_tiny_pipeline, seeded
+from oracles import Gaussian
+
+from atlas_diffusers import AtlasMultistepScheduler, AtlasPipeline
+from atlas_diffusers.schedulers.calibration_teacher import run_teacher, teacher_sigmas
+from atlas_diffusers.schedulers.node_placement import Placement
+
+CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+OPTIONS = {"config": CONFIG, "progress": False}
+CENTRES = torch.tensor([[1.5, 0.0, 0.5], [-1.0, 1.0, 0.0], [-0.5, -1.5, -0.5]], dtype=torch.float64)
+STD = 0.2
+
+
+class Mixture:
+    """ε of three Gaussians in three dimensions, at the level that a timestep has in the middle of its table."""
+
+    def __init__(self, fails_after=None):
+        self.scheduler, self.calls, self.fails_after = AtlasMultistepScheduler(**CONFIG), 0, fails_after
+
+    def data(self, x, alpha, sigma):
+        variance = alpha**2 * STD**2 + sigma**2
+        mean = (-torch.cdist(x, alpha * CENTRES).square() / (2 * variance)).softmax(1) @ CENTRES
+        return mean + alpha * STD**2 / variance * (x - alpha * mean)
+
+    def __call__(self, x, t):
+        self.calls += len(x)
+        if self.fails_after is not None and self.calls > self.fails_after:
+            raise KeyboardInterrupt
+        sigma_hat = self.scheduler._finite_table.sigma_hat_at(t.double(), log=True).item()
+        alpha, sigma = 1 / math.hypot(1, sigma_hat), sigma_hat / math.hypot(1, sigma_hat)
+        return ((x.double() - alpha * self.data(x.double(), alpha, sigma)) / sigma).to(x.dtype)
+
+
+def calibrate(model, counts=(3, 5), **options):
+    options = {"sample_shape": (3,), "num_trajectories": 24, "generator": seeded(0), **OPTIONS, **options}
+    return AtlasMultistepScheduler.calibrate(model, counts, **options)
+
+
+def sample(scheduler, model, noise, steps):
+    scheduler.set_timesteps(steps)
+    x = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(model(x, t), t, x).prev_sample
+    return x
+
+
+@pytest.fixture(scope="module")
+def model_and_scheduler():
+    model = Mixture()
+    return model, calibrate(model)
+
+
+@pytest.fixture(scope="module")
+def exact(model_and_scheduler):
+    """Start noise of another seed, and where 400 steps of the plain solver take it."""
+    noise = torch.randn(200, 3, generator=seeded(7), dtype=torch.float64)
+    return noise, sample(AtlasMultistepScheduler(**CONFIG), Mixture(), noise, 400)
+
+
+def test_other_trajectories_come_closer_to_the_ode(model_and_scheduler, exact):
+    """On average, and far more so for most: a few pass close to a watershed between modes."""
+    model, scheduler = model_and_scheduler
+    noise, ends = exact
+    plain = AtlasMultistepScheduler(**CONFIG)
+    for steps in (3, 5):
+        found, base = ((sample(s, Mixture(), noise, steps) - ends).square().mean(1).sqrt() for s in (scheduler, plain))
+        assert found.mean() < 0.65 * base.mean() and found.median() < 0.25 * base.median()
+        report = scheduler.calibration_report.steps[steps]
+        assert report.kept and report.calibrated < report.uncalibrated
+        assert report.uncalibrated == pytest.approx(base.mean().item(), rel=0.5)
+
+
+def test_the_report_counts_network_calls(model_and_scheduler):
+    model, scheduler = model_and_scheduler
+    report = scheduler.calibration_report
+    assert report.network_calls == model.calls and report.teacher_calls == 24 * 48
+    assert report.network_calls <= 24 * (48 + 2 * 58 + 8)
+
+
+def test_default_cost_of_four_step_counts():
+    scheduler = calibrate(Mixture(), (5, 6, 8, 10), num_trajectories=48)
+    assert scheduler.calibration_report.network_calls <= 15_000
+
+
+def test_gaussian_data_are_exact_with_any_number_of_steps():
+    """Their flow is a scaling of x about a centre; with centre 0 the scalar of every step is all it takes."""
+    data, process = Gaussian(0.0, 0.3), AtlasMultistepScheduler(**CONFIG)
+
+    def model(x, t):
+        sigma_hat = process._finite_table.sigma_hat_at(t.double(), log=True).item()
+        return data.network("epsilon", x, 1 / math.hypot(1, sigma_hat), sigma_hat / math.hypot(1, sigma_hat))
+
+    scheduler = calibrate(model, (2, 4), sample_shape=(6,))
+    noise = torch.randn(20, 6, generator=seeded(3), dtype=torch.float64)
+    level = process._finite_table.sigma_hats[-1].item()
+    start = data.flow(torch.ones(()), 1 / math.hypot(1, level), level / math.hypot(1, level))
+    for steps in (2, 4):
+        torch.testing.assert_close(sample(scheduler, model, noise, steps), noise * 0.3 / start, rtol=0, atol=5e-4)
+
+
+def test_the_teacher_solves_the_ode(exact):
+    """On average over trajectories, some of which pass close to a watershed between modes."""
+    noise, ends = exact
+    scheduler, model = AtlasMultistepScheduler(**CONFIG), Mixture()
+
+    def velocity(x, sigma):
+        alpha = 1 / math.hypot(1, sigma)
+        return (alpha * x - model.data(x, alpha, alpha * sigma)) / (alpha * sigma)
+
+    for steps, tolerance in ((48, 5e-4), (96, 1e-4)):
+        found = run_teacher(velocity, noise, teacher_sigmas(scheduler._finite_table, steps))
+        assert (found.ends - ends).square().mean(1).sqrt().mean() < tolerance
+        assert found.states.shape == (steps, 200, 3) and torch.equal(found.states[0], noise)
+
+
+def test_placement_residuals_are_ridge_regressions():
+    scheduler, model = AtlasMultistepScheduler(**CONFIG), Mixture()
+
+    def velocity(x, sigma):
+        alpha = 1 / math.hypot(1, sigma)
+        return (alpha * x - model.data(x, alpha, alpha * sigma)) / (alpha * sigma)
+
+    noise = torch.randn(30, 3, generator=seeded(1), dtype=torch.float64)
+    teacher = run_teacher(velocity, noise, teacher_sigmas(scheduler._finite_table, 20))
+    placement, nodes, ridge = Placement(teacher), (0, 7, 12), 1e-3
+    columns = torch.stack([teacher.states[12], *(teacher.velocities[n] for n in nodes)], -1).flatten(0, 1)
+    for target, state in ((15, teacher.states[15]), (20, teacher.ends)):
+        wanted = (state - teacher.states[12]).flatten()
+        norms = columns.square().mean(0).sqrt()
+        stacked = torch.cat((columns / norms / 90**0.5, ridge**0.5 * torch.eye(4, dtype=torch.float64)))
+        solution = torch.linalg.lstsq(stacked, torch.cat((wanted / 90**0.5, torch.zeros(4)))[:, None]).solution[:, 0]
+        left = wanted - columns / norms @ solution
+        expected = (left.square().mean() + ridge * solution.square().sum()).sqrt().item()
+        assert placement.residual(nodes, target, ridge) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_calibration_that_is_no_better_is_not_kept():
+    """Data N(0, 1) have velocity zero, which the plain solver follows exactly."""
+    with pytest.warns(UserWarning, match="3 steps: on held-out trajectories calibration gives .* which is kept"):
+        scheduler = calibrate(lambda x, t: torch.zeros_like(x), (3,), config={**CONFIG, "prediction_type": "v_prediction"})
+    assert scheduler.calibrated_steps == [] and not scheduler.calibration_report.steps[3].kept
+
+
+def test_an_interrupted_calibration_goes_on_from_its_cache(tmp_path):
+    options = {"batch_size": 8, "cache": tmp_path, "counts": (3,)}
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(Mixture(fails_after=48 * 8 + 40), **options)
+    assert [file.name for file in tmp_path.iterdir()] == ["teacher-00000.safetensors"]
+    model = Mixture()
+    resumed = calibrate(model, **options)
+    assert resumed.calibration_report.teacher_calls == 48 * 16
+    assert resumed.config.calibration == calibrate(Mixture(), (3,), batch_size=8).config.calibration
+    with pytest.raises(ValueError, match="teacher-00000.safetensors belongs to another calibration"):
+        calibrate(Mixture(), **options, generator=seeded(1))
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"num_trajectories": 7}, "num_trajectories of at least 8.*got 7"),
+    ({"counts": (5, 1)}, r"step counts of at least 2.*\[5, 1\]"),
+    ({"counts": ()}, r"\[\]"),
+    ({"teacher_steps": 6}, "twice as many teacher_steps.* 6"),
+    ({"sample_shape": None}, "needs sample_shape and config"),
+    ({"model": lambda x, t: x[:, :2]}, r"returned shape \(24, 2\) for samples of shape \(24, 3\)"),
+    ({"model": lambda x, t: x * math.nan}, "returned NaN or infinity at timestep 999"),
+])  # fmt: skip
+def test_bad_input_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate(**{"model": Mixture(), **options})
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+def test_a_pipeline_is_calibrated_as_it_is_called(guidance_scale, tmp_path):
+    """The tables come from the pipeline's own guided predictions, so a pipeline call ends where the report says."""
+    pipeline = build_tiny_pipeline()
+    prompts = ["red heart", "blue star"]
+    options = {"num_trajectories": 9, "teacher_steps": 96, "prompts": prompts, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # so small a network may be followed best by the plain solver
+        scheduler = AtlasMultistepScheduler.calibrate(
+            pipeline, (3,), guidance_scale=guidance_scale, generator=seeded(0), **options
+        )
+    noise = torch.randn(9, 3, 8, 8, generator=seeded(0))
+    pipeline.scheduler = AtlasMultistepScheduler.from_config(scheduler.config, calibration=None)
+    call = {"guidance_scale": guidance_scale, "output_type": "latent", "latents": noise}
+    texts = [prompts[row % 2] for row in range(9)]
+    plain = pipeline(texts, num_inference_steps=3, **call).images
+    fine = pipeline(texts, num_inference_steps=200, **call).images
+    error = (plain - fine)[2::3].flatten(1).square().mean(1).sqrt().mean().item()
+    assert scheduler.calibration_report.steps[3].uncalibrated == pytest.approx(error, rel=0.1)
+    pipeline.scheduler = scheduler
+    pipeline.save_pretrained(tmp_path)
+    assert AtlasPipeline.from_pretrained(tmp_path).scheduler._calibration == scheduler._calibration
+
+
+def test_a_pipeline_without_text_takes_no_prompts(tiny_pipeline):
+    tiny_pipeline.text_encoder = None
+    with pytest.raises(ValueError, match="takes no text"):
+        AtlasMultistepScheduler.calibrate(tiny_pipeline, (3,), prompts=["red heart"], progress=False)
