@@ -137,16 +137,21 @@ class PointSolver:
         solution, iterations = None, 0
         if init is not None:
             inner = None if init[0] is None else init[0] - terms[0], init[1] - terms[1]
-            solution = self._stage(0, inner, terms, min(limit, WARM_ITERATIONS) if top else limit)
+            solution = self._stage(0, inner, terms, min(limit, WARM_ITERATIONS) if top else limit, 1)
             iterations, good = solution.iterations, not top or bool((solution.error <= self.options.tolerance).all())
         if init is None or not good:
             inner = None
             for rung in range(top, -1, -1):
-                solution = self._stage(rung, inner, terms, limit - iterations)
+                solution = self._stage(rung, inner, terms, limit - iterations, self._sweeps)
                 inner, iterations = (solution.phi, solution.psi), iterations + solution.iterations
         return Solution(solution.phi + terms[0], solution.psi + terms[1], solution.error, iterations)
 
-    def _stage(self, rung: int, inner: Init | None, terms, max_iterations: int) -> Solution:
+    @property
+    def _sweeps(self) -> int:
+        """Iterations at once: one from a good start, and where the host does not read that potentials have escaped."""
+        return min(max(SWEPT_SIZE // math.isqrt(math.prod(self.cost.shape)), 1), MOST_SWEEPS) if self.options.reads else 1
+
+    def _stage(self, rung: int, inner: Init | None, terms, max_iterations: int, sweeps: int) -> Solution:
         """Inner potentials at ``4^rung ε``, or at a problem's own top rung where that is lower."""
         tolerance = self.options.tolerance
         if rung:
@@ -160,7 +165,6 @@ class PointSolver:
         precision = self.dtype, self._product_dtype, self.options.max_bytes
         kernel = PointKernel(self.cost, epsilon, self.marginals, psi, reach, *precision)
         weights = self.marginals.a / self.marginals.a.sum(-1, keepdim=True)
-        sweeps = min(max(SWEPT_SIZE // math.isqrt(math.prod(self.cost.shape)), 1), MOST_SWEEPS) if self.options.reads else 1
         step = SinkhornMap(kernel, weights, *penalties(self.rho, column, terms), sweeps)
         if inner is None and not kernel.is_flat:
             phi = kernel.phi
