@@ -121,7 +121,7 @@ def test_command_writes_a_picture(command, suffix, tmp_path, capsys):
         ("cosinenoise", "CosineNoiseScheduler", "squaredcos_cap_v2"),
         ("DPMSolverMultistepScheduler:scaled_linear", "DPMSolverMultistepScheduler", "scaled_linear"),
         (str(PRESETS / "quadratic-heun"), "AtlasHeunScheduler", "quadratic"),
-        ("atlas-emoji", "AtlasDDIMScheduler", "squaredcos_cap_v2"),
+        ("atlas-emoji", "AtlasMultistepScheduler", "squaredcos_cap_v2"),
     ],
 )
 def test_names(name, cls, beta_schedule):
