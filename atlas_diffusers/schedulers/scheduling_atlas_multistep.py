@@ -47,13 +47,13 @@ class AtlasMultistepScheduler(BaseScheduler):
 
         x_{n+1} = (1 + a_n) x_n + Σ_{j≤n} w_nj v_j
 
-    Uncalibrated, ``a = 0`` and ``w`` are the variable-step Adams-Bashforth weights of order up to ``solver_order``. After
+    Uncalibrated, ``a = 0`` and ``w`` are the variable-step Adams-Bashforth weights of order up to ``multistep_order``. After
     :meth:`calibrate` nodes, ``w`` and ``a`` are those that carry a model's own fine trajectories with that many calls; a
     trajectory that begins in the middle of them (image-to-image) uses Adams-Bashforth on the same nodes. Related: DPM-Solver-v3
     (arXiv 2310.13268), GITS (arXiv 2405.11326), S4S (arXiv 2502.17423).
 
     Args:
-        solver_order: 1 to 4.
+        multistep_order: 1 to 4.
         angle_power: p of the nodes ``θ_k = θ_max (1 − k/N)^p``; ``None`` places them by ``timestep_spacing``. A sigma grid,
             explicit timesteps and sigmas, and calibrated nodes take precedence.
         calibration: tables that :meth:`calibrate` made, as JSON.
@@ -64,7 +64,7 @@ class AtlasMultistepScheduler(BaseScheduler):
     """
 
     @extend_config
-    def __init__(self, solver_order: int = 3, angle_power: float | None = 1.6, calibration: dict | None = None):
+    def __init__(self, multistep_order: int = 3, angle_power: float | None = 1.6, calibration: dict | None = None):
         pass
 
     def _setup(self) -> None:
@@ -77,8 +77,8 @@ class AtlasMultistepScheduler(BaseScheduler):
     def _check_config(self) -> None:
         super()._check_config()
         c = self.config
-        if c.solver_order not in (1, 2, 3, 4):
-            raise ValueError(f"solver_order={c.solver_order}; expected 1, 2, 3 or 4")
+        if c.multistep_order not in (1, 2, 3, 4):
+            raise ValueError(f"multistep_order={c.multistep_order}; expected 1, 2, 3 or 4")
         if c.angle_power is not None and not c.angle_power > 0:
             raise ValueError(f"angle_power={c.angle_power}; expected a positive number or None")
 
@@ -229,4 +229,4 @@ class AtlasMultistepScheduler(BaseScheduler):
             return table.scales[index], table.weights[index]
         if target == 0 and len(self._angles) == 1:  # a single step ends at the data prediction
             return math.cos(self._angles[0]) - 1, [-math.sin(self._angles[0])]
-        return 0.0, adams_bashforth(self._angles[-self.config.solver_order :], target)
+        return 0.0, adams_bashforth(self._angles[-self.config.multistep_order :], target)

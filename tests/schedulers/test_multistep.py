@@ -56,7 +56,7 @@ def test_order_on_its_own_nodes(order, least):
     data, z = Gaussian(0.2, 0.5), torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)
     errors, counts = [], (20, 40)
     for steps in counts:
-        scheduler = AtlasMultistepScheduler(beta_end=0.02, beta_start=1e-7, solver_order=order)
+        scheduler = AtlasMultistepScheduler(beta_end=0.02, beta_start=1e-7, multistep_order=order)
         scheduler.set_timesteps(steps)
         start = data.flow(z, *scheduler._grid.source[0])
         errors.append((solve(scheduler, steps, data, start) - data.flow(z, 1.0, 0.0)).abs().max().item())
@@ -144,6 +144,7 @@ def test_other_samplers_ignore_the_tables():
     config = calibrated().config
     for cls in (AtlasDDIMScheduler, diffusers.DDIMScheduler, diffusers.UniPCMultistepScheduler):
         assert cls.from_config(config).config.beta_start == PROCESS["beta_start"]
+    assert diffusers.UniPCMultistepScheduler.from_config(config).config.solver_order == 2
 
 
 @pytest.mark.parametrize("options, message", [
@@ -151,7 +152,7 @@ def test_other_samplers_ignore_the_tables():
     ({"beta_schedule": "linear"}, "calibrated for a noise process with sigmas .* the scheduler's are"),
     ({"calibration": {"tables": {"3": {"sigmas": [2.0, 1.0]}}}}, "calibration is not one of AtlasMultistepScheduler"),
     ({"calibration": {}}, "calibration is not one of AtlasMultistepScheduler"),
-    ({"solver_order": 5}, "solver_order=5; expected 1, 2, 3 or 4"),
+    ({"multistep_order": 5}, "multistep_order=5; expected 1, 2, 3 or 4"),
     ({"angle_power": -1.0}, "angle_power=-1.0; expected a positive number"),
 ], ids=str)  # fmt: skip
 def test_what_does_not_fit_is_named(options, message):
