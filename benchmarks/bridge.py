@@ -21,9 +21,12 @@ from pathlib import Path
 
 import diffusers
 import torch
+from torch.nn.functional import avg_pool2d
 
 from atlas_diffusers import AtlasPipeline, load_emoji
 from atlas_diffusers.metrics import efficientnet_features, kid, manifold_overlap
+from atlas_diffusers.plots_bridge import level
+from atlas_diffusers.solvers import SchrodingerBridgeSolver
 
 DIGITS_HEADER = "network | bridged steps | network calls | sliced W2 | class error (TV) | nearest reference / held-out"
 EMOJI_HEADER = "sampler | bridge | network calls | KID | coverage | category error (TV) | nearest training | nearest reference"
@@ -111,9 +114,24 @@ def settings_of(calls: list[int]) -> list[tuple[str, int, dict | None]]:
     return [*settings, ("UniPCMultistepScheduler", 50, None)]
 
 
+def print_reach(emoji: Emoji) -> None:
+    """Effective references of pictures that are averaged down, and the category error of 256 independent draws."""
+    alpha, sigma = level(-1.86)
+    for size in (32, 16, 8, 4):
+        pooled = avg_pool2d(emoji.references, 32 // size) * (32 // size)
+        reach = SchrodingerBridgeSolver(pooled).posterior_size(alpha, sigma)
+        print(f"effective references at log(α/σ) = -1.86 in {size}x{size} pixels: {reach:.0f}")
+    shares = torch.bincount(emoji.categories[emoji.of_references]) / len(emoji.of_references)
+    draws = torch.distributions.Multinomial(256, shares)
+    with torch.random.fork_rng():
+        errors = (draws.sample((4000,)) / 256 - shares).abs().sum(1) / 2
+    print(f"category error of 256 independent draws: {errors.mean():.3f}\n")
+
+
 def run_emoji(count: int, seeds: list[int], size: int, calls: list[int]) -> None:
     emoji = Emoji(size)
     noises = [torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    print_reach(emoji)
     print_header(EMOJI_HEADER)
     print(f"| the references themselves | | | {row([emoji.measure(emoji.references)])} |")
     for scheduler, steps, bridge in settings_of(calls):

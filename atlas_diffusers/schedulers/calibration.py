@@ -1,5 +1,6 @@
 """Calibration of the multistep solver: a teacher's trajectories, nodes placed on them, coefficients fitted on-policy."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ PLACEMENTS = (
 EVALUATIONS = 58  # network calls a trajectory and step count that the search may take
 RIDGES = (1e-6, 1e-4, 1e-2)
 BASE_ORDER, HELD_OUT, FEWEST = 2, 3, 8
+SAME_MODEL = 1e-3  # relative difference of velocities that rounding may leave
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,10 @@ def fit(velocity: Velocity, teacher: Trajectories, nodes: list[int], train: torc
         velocity: of the model, one call a node.
         teacher: its trajectories.
         nodes: indices into its grid.
-        train: (batch,), the rows to fit; all others are held out, or if there are none, the fitted ones.
+        train: (batch,), the rows to fit; all others are held out.
     """
-    sigmas, angles = [teacher.sigmas[node] for node in nodes], [teacher.angles[node] for node in nodes]
-    held_out = train if bool(train.all()) else ~train
+    sigmas = [teacher.sigmas[node] for node in nodes]
+    angles, held_out = [math.atan(sigma) for sigma in sigmas], ~train
     noise, first = teacher.states[0], teacher.states[nodes[0]]
     start = 1.0 if nodes[0] == 0 else ((noise * first)[train].sum() / noise[train].square().sum()).item()
     x, known, weights, scales = noise * start, [], [], []
@@ -201,7 +203,8 @@ def calibrate(
 ) -> tuple[Calibration, CalibrationReport]:
     """See :meth:`AtlasMultistepScheduler.calibrate`; ``predict`` as in :class:`Model`."""
     model = Model(predict, scheduler, tuple(noise.shape[1:]), batch_size)
-    teacher = teach(model, noise.flatten(1), teacher_sigmas(scheduler._finite_table, teacher_steps), cache, progress)
+    sigmas = teacher_sigmas(scheduler._finite_table, teacher_steps)
+    teacher = teach(model, noise.flatten(1), sigmas, cache, progress)
     teacher_calls, tables, reports = model.calls, {}, {}
     calibrator = Calibrator(model, teacher, scheduler)
     for steps in tqdm(num_inference_steps, desc="step counts", disable=not progress):
@@ -229,6 +232,7 @@ def teach(model: Model, noise: torch.Tensor, sigmas: list[float], cache: Path | 
             file = None if cache is None else cache / f"teacher-{start:05}.safetensors"
             if file is not None and file.exists():
                 parts.append(read_part(file, batch, sigmas))
+                check_model(model, parts[-1], start, file)
                 bar.update(len(sigmas))
                 continue
             parts.append(run_teacher(partial(model, first_row=start), batch, sigmas, bar.update))
@@ -253,6 +257,15 @@ def read_part(file: Path, noise: torch.Tensor, sigmas: list[float]) -> Trajector
     if stored["sigmas"].tolist() != sigmas or not torch.equal(stored["states"][0], noise.cpu()):
         raise ValueError(f"{file} belongs to another calibration: other noise, betas, or number of trajectories or steps")
     return Trajectories(sigmas, *(stored[name].to(noise.device) for name in ("states", "velocities", "ends")))
+
+
+def check_model(model: Model, part: Trajectories, first_row: int, file: Path) -> None:
+    """``ValueError`` unless the model, as it is called now, gives the stored velocity halfway, at one call a trajectory."""
+    middle = len(part.sigmas) // 2
+    stored = part.velocities[middle]
+    error = distance(model(part.states[middle], part.sigmas[middle], first_row), stored)
+    if not error <= SAME_MODEL * stored.square().mean().sqrt().item():
+        raise ValueError(f"{file} belongs to another calibration: the model, its prompts or its guidance scale differ")
 
 
 def run_calibration(

@@ -33,10 +33,6 @@ class Trajectories:
     velocities: torch.Tensor
     ends: torch.Tensor
 
-    @property
-    def angles(self) -> list[float]:
-        return [math.atan(sigma) for sigma in self.sigmas]
-
     def part(self, rows: torch.Tensor) -> "Trajectories":
         """Some trajectories."""
         return Trajectories(self.sigmas, self.states[:, rows], self.velocities[:, rows], self.ends[rows])

@@ -1,7 +1,7 @@
 """Where a few network calls are best spent along a teacher's trajectories."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -86,20 +86,22 @@ class Placement:
         """One node moved, or all from one on."""
         for k in range(len(nodes)):
             for step in (-stride, stride):
-                for moved in ([*nodes[:k], nodes[k] + step, *nodes[k + 1 :]], [*nodes[:k], *(n + step for n in nodes[k:])]):
-                    if moved[0] >= 0 and moved[-1] < self.size and all(a < b for a, b in zip(moved, moved[1:])):
+                for end in (k + 1, len(nodes)):
+                    moved = self.moved(nodes, slice(k, end), step)
+                    if moved is not None:
                         yield moved
 
     @staticmethod
-    def moves(count: int) -> Iterator[tuple[int, int]]:
+    def moves(count: int) -> Iterator[tuple[slice, int]]:
         """Node and step of local moves, from coarse to fine, first those of the last and the first node."""
         for stride in (4, 2, 1):
             for node in (count - 1, 0, *range(1, count - 1)):
-                yield node, stride
-                yield node, -stride
+                yield slice(node, node + 1), stride
+                yield slice(node, node + 1), -stride
 
-    def moved(self, nodes: tuple[int, ...], node: int, step: int) -> list[int] | None:
-        """Nodes with one of them moved, if they stay in order."""
-        moved = [*nodes[:node], nodes[node] + step, *nodes[node + 1 :]]
+    def moved(self, nodes: Sequence[int], which: slice, step: int) -> list[int] | None:
+        """Nodes with some of them moved, if they stay in order."""
+        moved = list(nodes)
+        moved[which] = [node + step for node in moved[which]]
         inside = 0 <= moved[0] and moved[-1] < self.size
         return moved if inside and all(a < b for a, b in zip(moved, moved[1:])) else None

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from .costs import PointCost
-from .fixed_point import FixedPoint, SinkhornMap, Solution, penalties
+from .fixed_point import FixedPoint, SinkhornMap, Solution
 from .inputs import Marginals, Options
+from .penalties import penalties
 from .stabilised import PointKernel
 
 SINGLE_TOLERANCE = 1e-5  # from here on a float32 kernel is accurate enough,

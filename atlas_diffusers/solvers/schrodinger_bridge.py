@@ -112,6 +112,8 @@ class SchrodingerBridgeSolver:
             allowed = ["auto", *sorted(KERNEL_OPERATORS)]
             raise ValueError(f"solver_type={self.solver_type!r} is unknown; allowed are {allowed}")
         self._flat = y.flatten(1)
+        self._centre = self._flat.mean(0)
+        self._centred = self._flat - self._centre
         self._log_weights = _log_weights(self.weights, len(y)).to(self._flat)
 
     def couple(
@@ -189,23 +191,21 @@ class SchrodingerBridgeSolver:
 
     def _project(self, particles, alpha, sigma, potential, state) -> BridgeCoupling:
         """Posterior mean, and projection with the potentials of the references."""
-        centre = self._flat.mean(0)
-        y, logits = self._flat - centre, self._logits(particles.flatten(1).to(self._flat), alpha, sigma)
-        posterior = logits.softmax(1) @ y + centre
+        logits = self._logits(particles.flatten(1).to(self._flat), alpha, sigma)
+        posterior = logits.softmax(1) @ self._centred + self._centre
         if potential is None:
             rows, data = logits.log_softmax(1), posterior
         else:
             rows = (logits + potential.to(logits) / (2 * self.epsilon * (sigma / alpha) ** 2)).log_softmax(1)
-            data = rows.exp() @ y + centre
+            data = rows.exp() @ self._centred + self._centre
         spread = torch.special.entr(rows.exp()).sum(1).exp()
         shape, dtype = particles.shape, particles.dtype
         return BridgeCoupling(data.view(shape).to(dtype), posterior.view(shape).to(dtype), spread, state)
 
     def _logits(self, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
         """``log b_j k(x_i, y_j)`` up to a constant a row, (n, m)."""
-        centre = self._flat.mean(0)
-        y, scale = self._flat - centre, alpha / (self.epsilon * sigma**2)
-        return (x - alpha * centre) @ (scale * y).T - (0.5 * alpha * scale) * y.square().sum(1) + self._log_weights
+        y, scale = self._centred, alpha / (self.epsilon * sigma**2)
+        return (x - alpha * self._centre) @ (scale * y).T - (0.5 * alpha * scale) * y.square().sum(1) + self._log_weights
 
 
 def _log_snr(alpha: float, sigma: float) -> float:

@@ -7,9 +7,10 @@ import torch
 
 from ..kernels import DirectKernel, KernelOperator
 from .costs import Cost, OperatorCost, PointCost
-from .fixed_point import FixedPoint, SinkhornMap, Solution, penalties
+from .fixed_point import FixedPoint, SinkhornMap, Solution
 from .implicit import attach
 from .inputs import Marginals, Options, check_epsilon, check_init, check_points, check_rho
+from .penalties import penalties
 from .points import PointSolver
 from .sinkhorn_output import SinkhornOutput
 from .stabilised import OperatorKernel

@@ -155,10 +155,12 @@ def test_an_interrupted_calibration_goes_on_from_its_cache(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["teacher-00000.safetensors"]
     model = Mixture()
     resumed = calibrate(model, **options)
-    assert resumed.calibration_report.teacher_calls == 48 * 16
+    assert resumed.calibration_report.teacher_calls == 48 * 16 + 8  # a call a trajectory checks the model
     assert resumed.config.calibration == calibrate(Mixture(), (3,), batch_size=8).config.calibration
     with pytest.raises(ValueError, match="teacher-00000.safetensors belongs to another calibration"):
         calibrate(Mixture(), **options, generator=seeded(1))
+    with pytest.raises(ValueError, match="teacher-00000.safetensors belongs .*: the model, its prompts or its guidance scale"):
+        calibrate(lambda x, t: 1.1 * Mixture()(x, t), **options)
 
 
 @pytest.mark.parametrize("options, message", [
