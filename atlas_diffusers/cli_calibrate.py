@@ -43,9 +43,8 @@ def run_calibrate(args: argparse.Namespace) -> None:
     from .pipelines import AtlasPipeline
     from .schedulers import AtlasMultistepScheduler
 
-    pipeline = AtlasPipeline.from_pretrained(args.folder).to(args.device)
     scheduler = AtlasMultistepScheduler.calibrate(
-        pipeline,
+        AtlasPipeline.from_pretrained(args.folder).to(args.device),
         args.steps,
         num_trajectories=args.trajectories,
         teacher_steps=args.teacher_steps,
@@ -56,10 +55,18 @@ def run_calibrate(args: argparse.Namespace) -> None:
         cache=args.cache,
     )
     scheduler.save_pretrained(args.folder / "scheduler")
-    pipeline.scheduler = scheduler
-    pipeline.save_config(args.folder)
+    write_scheduler_class(args.folder / "model_index.json", type(scheduler).__name__)
     report = scheduler.calibration_report
     print(f"{report.network_calls} network calls, {report.teacher_calls} by the teacher; error on held-out trajectories:")
     for steps, found in report.steps.items():
         kept = "" if found.kept else ", not kept"
         print(f"  {steps} steps: {found.calibrated:.4f}, uncalibrated {found.uncalibrated:.4f}{kept}")
+
+
+def write_scheduler_class(index: Path, name: str) -> None:
+    """Name another scheduler of ours in a pipeline's ``model_index.json``; ``save_config`` would add the path of the folder."""
+    import json
+
+    content = json.loads(index.read_text(encoding="utf-8"))
+    content["scheduler"] = ["atlas_diffusers", name]
+    index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
