@@ -23,11 +23,12 @@ SAMPLERS = {
     "Euler": ("AtlasEulerScheduler", "EulerDiscreteScheduler"),
     "Euler ancestral": ("AtlasEulerAncestralScheduler", "EulerAncestralDiscreteScheduler"),
     "Heun": ("AtlasHeunScheduler", "HeunDiscreteScheduler"),
+    "Multistep": ("AtlasMultistepScheduler", "DPMSolverMultistepScheduler"),
 }
 # how a class says that it cannot; NotImplementedError is a RuntimeError
 REFUSALS = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError)
 STEPS = 8
-BASE = {"clip_sample": False, "skip_prk_steps": True, "set_alpha_to_one": True}
+BASE = {"clip_sample": False, "skip_prk_steps": True, "set_alpha_to_one": True, "angle_power": None}
 ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 THRESHOLD = {"thresholding": True, "sample_max_value": 1.5, "dynamic_thresholding_ratio": 0.9}
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal")

@@ -31,6 +31,7 @@ ALGORITHMS = {
         {"timestep_spacing": "leading"},
     ),
     "Heun": ("AtlasHeunScheduler", "HeunDiscreteScheduler", {"timestep_spacing": "leading"}),
+    "Multistep": ("AtlasMultistepScheduler", "DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}),
 }
 SHAPES = ((1, 4, 64, 64), (8, 4, 128, 128))
 STEPS = 50

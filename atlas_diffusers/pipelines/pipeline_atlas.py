@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..config import BridgeConfig
 from ..models import AtlasUNet2DModel
+from ..schedulers import AtlasMultistepScheduler
 from .bridging import AtlasPipelineOutput, BridgeRun
 from .call_state import PerThread
 from .conditioned import ConditioningMixin
@@ -211,6 +212,8 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
             timesteps = bridge.timesteps(num_inference_steps)
         explicit = timesteps is not None or sigmas is not None
         retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
+        if isinstance(scheduler, AtlasMultistepScheduler):
+            scheduler.check_guidance_scale(self.guidance_scale if self.do_classifier_free_guidance else 1.0)
         latents, begin = self._start(scheduler, batch, height, width, image, strength, generator, latents)
         self._network_batch_size = network_batch_size or batch
         latents = self._denoise(

@@ -1,6 +1,5 @@
 """Calibration of the multistep solver: a teacher's trajectories, nodes placed on them, coefficients fitted on-policy."""
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from ..schedules import NoiseLevel
+from .calibration_fit import distance, fit
 from .calibration_pipeline import pipeline_predictions
-from .calibration_teacher import Trajectories, Velocity, advance, run_teacher, teacher_sigmas
+from .calibration_teacher import Trajectories, run_teacher, teacher_sigmas
 from .multistep_tables import Calibration, StepTable, process_of
 from .node_placement import Placement
-from .scheduling_atlas_multistep import AtlasMultistepScheduler, adams_bashforth
+from .scheduling_atlas_multistep import AtlasMultistepScheduler
 
 Predict = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
 # weight of inner residuals, ridge
@@ -26,8 +26,7 @@ PLACEMENTS = (
     (1.0, 1e-3), (0.5, 1e-2), (0.2, 1e-3), (0.2, 1e-1), (2.0, 1e-2),
 )  # fmt: skip
 EVALUATIONS = 58  # network calls a trajectory and step count that the search may take
-RIDGES = (1e-6, 1e-4, 1e-2)
-BASE_ORDER, HELD_OUT, FEWEST = 2, 3, 8
+HELD_OUT, FEWEST = 3, 8
 SAME_MODEL = 1e-3  # relative difference of velocities that rounding may leave
 
 
@@ -76,7 +75,7 @@ class Model:
         level = NoiseLevel.from_sigma_hat(sigma)
         timestep = self.scheduler._finite_table.timestep_at(torch.tensor([sigma])).float()[0].to(x.device)
         output = self.output(x, timestep, first_row).to(x.dtype)
-        return self.scheduler._velocity(output, x, self.scheduler._predict_data(output, x, level), level)
+        return self.scheduler._velocity(output, x, self.scheduler._predict_data(output, x, level), level, c=1.0)
 
     @torch.no_grad()
     def output(self, x: torch.Tensor, timestep: torch.Tensor, first_row: int = 0) -> torch.Tensor:
@@ -99,53 +98,6 @@ class Model:
         for timestep in scheduler.timesteps:
             x = scheduler.step(self.output(x, timestep), timestep, x).prev_sample
         return x
-
-
-def distance(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Mean over samples of the RMS over dimensions."""
-    return (x - y).square().mean(1).sqrt().mean().item()
-
-
-def ridge_solution(columns: torch.Tensor, wanted: torch.Tensor, ridge: float) -> torch.Tensor:
-    """Least squares for unit columns with penalty ``ridge |c|²``; columns (rows, k), wanted (rows,)."""
-    matrix, right = columns.mT @ columns, columns.mT @ wanted
-    norms = matrix.diagonal().sqrt().clamp(min=1e-30)
-    penalty = ridge * torch.eye(len(norms), dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.solve(matrix / norms / norms[:, None] + penalty, right / norms) / norms
-
-
-def fit(velocity: Velocity, teacher: Trajectories, nodes: list[int], train: torch.Tensor) -> tuple[StepTable, torch.Tensor]:
-    """
-    A step table for these nodes of the teacher's grid, and where it takes every trajectory.
-
-    Step by step on the student's own states: the teacher's state at the next node is regressed on ``v_0 ... v_n`` and ``x_n``,
-    relative to Adams-Bashforth of order 2. Of ``RIDGES`` each step takes the one that serves the held-out rows best.
-
-    Args:
-        velocity: of the model, one call a node.
-        teacher: its trajectories.
-        nodes: indices into its grid.
-        train: (batch,), the rows to fit; all others are held out.
-    """
-    sigmas = [teacher.sigmas[node] for node in nodes]
-    angles, held_out = [math.atan(sigma) for sigma in sigmas], ~train
-    noise, first = teacher.states[0], teacher.states[nodes[0]]
-    start = 1.0 if nodes[0] == 0 else ((noise * first)[train].sum() / noise[train].square().sum()).item()
-    x, known, weights, scales = noise * start, [], [], []
-    for n, sigma in enumerate(sigmas):
-        known.append(velocity(x, sigma))
-        final = n + 1 == len(nodes)
-        target, goal = (0.0, teacher.ends) if final else (angles[n + 1], teacher.states[nodes[n + 1]])
-        row = [0.0] * (n + 1)
-        row[-BASE_ORDER:] = adams_bashforth(angles[: n + 1][-BASE_ORDER:], target)
-        base = advance(x, known, row)
-        columns, left = torch.stack((*known, x), -1).double(), (goal - base).double()
-        found = [ridge_solution(columns[train].flatten(0, 1), left[train].flatten(), ridge) for ridge in RIDGES]
-        best = min(found, key=lambda c: (columns[held_out] @ c - left[held_out]).square().mean().item()).tolist()
-        weights.append([a + b for a, b in zip(row, best)])
-        scales.append(best[-1])
-        x = advance(x * (1 + scales[-1]), known, weights[-1])
-    return StepTable(sigmas, weights, scales, start), x
 
 
 class Calibrator:

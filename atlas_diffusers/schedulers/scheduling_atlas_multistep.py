@@ -16,6 +16,7 @@ from .scheduling_base import AtlasSchedulerOutput, BaseScheduler, combine
 from .time_grid import Request, TimeGrid, grid_option, spaced_grid, variance_preserving_grid
 
 SMALLEST_STEP = 1e-9  # in radians
+SAME_GUIDANCE = 0.25  # relative difference that tables bear
 
 
 def adams_bashforth(angles: list[float], target: float) -> list[float]:
@@ -31,9 +32,14 @@ def adams_bashforth(angles: list[float], target: float) -> list[float]:
     return np.linalg.solve(np.vander(offsets, increasing=True).T, step ** (powers + 1) / (powers + 1)).tolist()
 
 
-def angle(level: NoiseLevel) -> float:
-    """``θ = arctan(σ/α)``, from 0 for clean data to π/2 for noise."""
-    return math.atan2(level.sigma, level.alpha)
+def angle(level: NoiseLevel, scale: float) -> float:
+    """``θ = arctan(σ/(cα))``, from 0 for clean data to π/2 for noise."""
+    return math.atan2(level.sigma, scale * level.alpha)
+
+
+def radius(level: NoiseLevel, scale: float) -> float:
+    """``r = √(σ² + c²α²)``."""
+    return math.hypot(level.sigma, scale * level.alpha)
 
 
 @dataclass
@@ -43,17 +49,21 @@ class _TableGrid(TimeGrid):
 
 class AtlasMultistepScheduler(BaseScheduler):
     r"""
-    Few-step linear multistep solver, from angle θ_n = arctan(σ/α) to θ_{n+1}, in the velocity ``v = α ε − σ x_0 = dx/dθ``:
+    Few-step linear multistep solver in the angle ``θ = arctan(σ/(cα))``, the radius ``r = √(σ² + c²α²)`` and the velocity
+    ``v = cos θ ε − sin θ x_0/c``, for which the probability flow is ``d(x/r)/dθ = v``:
 
-        x_{n+1} = (1 + a_n) x_n + Σ_{j≤n} w_nj v_j
+        x_{n+1} / r_{n+1} = (1 + a_n) x_n / r_n + Σ_{j≤n} w_nj v_j
 
     Uncalibrated, ``a = 0`` and ``w`` are the variable-step Adams-Bashforth weights of order up to ``multistep_order``. After
-    :meth:`calibrate` nodes, ``w`` and ``a`` are those that carry a model's own fine trajectories with that many calls; a
-    trajectory that begins in the middle of them (image-to-image) uses Adams-Bashforth on the same nodes. Related: DPM-Solver-v3
-    (arXiv 2310.13268), GITS (arXiv 2405.11326), S4S (arXiv 2502.17423).
+    :meth:`calibrate` nodes, ``w`` and ``a`` are those that carry a model's own fine trajectories with that many calls, in
+    ``c = 1``, where r = 1 and v is the velocity of v-prediction; a trajectory that begins in the middle of them
+    (image-to-image) uses Adams-Bashforth on the same nodes. Related: DPM-Solver-v3 (arXiv 2310.13268), GITS (arXiv
+    2405.11326), S4S (arXiv 2502.17423).
 
     Args:
         multistep_order: 1 to 4.
+        angle_scale: c, the noise level at which θ is π/4. Pictures, whose largest principal components are far above 1, want
+            it larger than data of a few dimensions.
         angle_power: p of the nodes ``θ_k = θ_max (1 − k/N)^p``; ``None`` places them by ``timestep_spacing``. A sigma grid,
             explicit timesteps and sigmas, and calibrated nodes take precedence.
         calibration: tables that :meth:`calibrate` made, as JSON.
@@ -64,7 +74,13 @@ class AtlasMultistepScheduler(BaseScheduler):
     """
 
     @extend_config
-    def __init__(self, multistep_order: int = 3, angle_power: float | None = 1.6, calibration: dict | None = None):
+    def __init__(
+        self,
+        multistep_order: int = 3,
+        angle_scale: float = 4.0,
+        angle_power: float | None = 2.0,
+        calibration: dict | None = None,
+    ):
         pass
 
     def _setup(self) -> None:
@@ -79,6 +95,8 @@ class AtlasMultistepScheduler(BaseScheduler):
         c = self.config
         if c.multistep_order not in (1, 2, 3, 4):
             raise ValueError(f"multistep_order={c.multistep_order}; expected 1, 2, 3 or 4")
+        if not 0 < c.angle_scale < math.inf:
+            raise ValueError(f"angle_scale={c.angle_scale}; expected a positive number")
         if c.angle_power is not None and not c.angle_power > 0:
             raise ValueError(f"angle_power={c.angle_power}; expected a positive number or None")
 
@@ -140,6 +158,18 @@ class AtlasMultistepScheduler(BaseScheduler):
         """Step counts that there are tables for."""
         return sorted(self._calibration.tables) if self._calibration else []
 
+    def check_guidance_scale(self, guidance_scale: float) -> None:
+        """Warn where the steps in use are calibrated for another guidance scale."""
+        calibration = self._calibration
+        if self._table_in_use is None or calibration.guidance_scale is None:
+            return
+        if not math.isclose(guidance_scale, calibration.guidance_scale, rel_tol=SAME_GUIDANCE):
+            warnings.warn(
+                f"the steps are calibrated for guidance_scale={calibration.guidance_scale:g}, the call has {guidance_scale:g}; "
+                "calibrate for it, or switch the tables off by calibration=None",
+                stacklevel=3,
+            )
+
     @property
     def init_noise_sigma(self) -> float:
         """Scale of the start noise: below 1 where the first calibrated node is below the noisiest level."""
@@ -166,12 +196,12 @@ class AtlasMultistepScheduler(BaseScheduler):
 
     def _placed(self, steps: int) -> list[float]:
         """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below training timestep 0, it is that instead."""
-        smallest, largest = (math.atan(self._finite_table.sigma_hats[end].item()) for end in (0, -1))
-        power, last = self.config.angle_power, 0.0
+        scale, power, last = self.config.angle_scale, self.config.angle_power, 0.0
+        smallest, largest = (math.atan(self._finite_table.sigma_hats[end].item() / scale) for end in (0, -1))
         parts = [1 - k / steps for k in range(steps)]
         if steps > 1 and largest * parts[-1] ** power < smallest:
             parts, last = [1 - k / (steps - 1) for k in range(steps)], smallest
-        return [math.tan(last + (largest - last) * part**power) for part in parts]
+        return [scale * math.tan(last + (largest - last) * part**power) for part in parts]
 
     def _grid_of(self, sigmas: list[float]) -> TimeGrid:
         request = Request(sigmas=sigmas)
@@ -201,12 +231,18 @@ class AtlasMultistepScheduler(BaseScheduler):
         level, target = self._grid.source[index], self._grid.target[index]
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         data = self._predict_data(output, x, level)
-        self._remember(self._velocity(output, x, data, level), angle(level))
+        table = self._table_in_use if len(self._velocities) == index else None
+        c = self.config.angle_scale if table is None else 1.0
+        self._remember(self._velocity(output, x, data, level, c), angle(level, c))
 
-        scale, weights = self._coefficients(index, angle(target))
-        prev = x if scale == 0 else x * (1 + scale)
+        if table is None:
+            scale, weights = self._adams_bashforth(angle(target, c))
+        else:
+            scale, weights = table.scales[index], table.weights[index]
+        r, r_next = radius(level, c), radius(target, c)
+        prev = x * ((1 + scale) * r_next / r)
         for weight, velocity in zip(weights, self._velocities[-len(weights) :]):
-            prev = torch.add(prev, velocity, alpha=weight)
+            prev = torch.add(prev, velocity, alpha=weight * r_next)
         return self._output(prev, data, sample.dtype, return_dict)
 
     def _remember(self, velocity: torch.Tensor, at: float) -> None:
@@ -216,17 +252,15 @@ class AtlasMultistepScheduler(BaseScheduler):
         self._velocities.append(velocity)
         self._angles.append(at)
 
-    def _velocity(self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+    def _velocity(self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, level: NoiseLevel, c: float) -> torch.Tensor:
         """``v``, consistent with the clipped data prediction."""
-        if self.config.prediction_type == "v_prediction" and not self._clips:
+        if c == 1 and self.config.prediction_type == "v_prediction" and not self._clips:
             return output
-        return combine(level.alpha / level.sigma, x, -1 / level.sigma, data)
+        r = radius(level, c)
+        return combine(c * level.alpha / (r * level.sigma), x, -r / (c * level.sigma), data)
 
-    def _coefficients(self, index: int, target: float) -> tuple[float, list[float]]:
+    def _adams_bashforth(self, target: float) -> tuple[float, list[float]]:
         """``a`` and the weights of the last velocities."""
-        table = self._table_in_use
-        if table is not None and len(self._angles) == index + 1:
-            return table.scales[index], table.weights[index]
         if target == 0 and len(self._angles) == 1:  # a single step ends at the data prediction
             return math.cos(self._angles[0]) - 1, [-math.sin(self._angles[0])]
         return 0.0, adams_bashforth(self._angles[-self.config.multistep_order :], target)

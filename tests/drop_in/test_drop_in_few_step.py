@@ -36,11 +36,17 @@ def test_every_pipeline_follows_the_formula_without_a_warning(kind):
     assert len(calls) >= 3
     alpha_bar = pipeline.scheduler.alphas_cumprod.double()
     log_sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().log().numpy()
-    angles = [np.arctan(np.exp(np.interp(t, np.arange(1000), log_sigmas))) for t, *_ in calls] + [0.0]
-    velocities = [(noise - np.sin(angle) * x) / np.cos(angle) for (_, noise, x, _), angle in zip(calls, angles)]
+    sigmas = np.array([np.exp(np.interp(t, np.arange(1000), log_sigmas)) for t, *_ in calls] + [0.0])
+    c = pipeline.scheduler.config.angle_scale
+    alphas, angles = 1 / np.sqrt(1 + sigmas**2), np.arctan(sigmas / c)
+    radii = np.sqrt((alphas * sigmas) ** 2 + (c * alphas) ** 2)
+    velocities = []
+    for (_, noise, x, _), alpha, sigma, angle in zip(calls, alphas, sigmas, angles):
+        velocities.append(np.cos(angle) * noise - np.sin(angle) * (x / alpha - sigma * noise) / c)
     for n, (_, _, x, found) in enumerate(calls):
         weights = quadratic_weights(angles[: n + 1], angles[n + 1])
-        expected = x + sum(w * v for w, v in zip(weights, velocities[: n + 1][-3:]))
+        moved = x / radii[n] + sum(w * v for w, v in zip(weights, velocities[: n + 1][-3:]))
+        expected = moved * radii[n + 1]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 

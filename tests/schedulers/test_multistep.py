@@ -54,7 +54,7 @@ def solve(scheduler, steps, data, x):
 def test_order_on_its_own_nodes(order, least):
     """The first step, of order 1, is the longest; tests/schedulers/test_matrix.py measures order 3 on other grids."""
     data, z = Gaussian(0.2, 0.5), torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)
-    errors, counts = [], (20, 40)
+    errors, counts = [], (160, 320)
     for steps in counts:
         scheduler = AtlasMultistepScheduler(beta_end=0.02, beta_start=1e-7, multistep_order=order)
         scheduler.set_timesteps(steps)
@@ -82,7 +82,7 @@ def test_nodes_fall_within_the_training_process(steps, zero_snr):
     assert len(sigmas) == steps and all(a > b for a, b in zip(sigmas, sigmas[1:]))
     assert sigmas[0] == pytest.approx(high) and sigmas[-1] >= low * (1 - 1e-9)
     if 1 < steps <= 4:
-        assert math.atan(sigmas[-1]) == pytest.approx(math.atan(high) / steps**1.6)
+        assert math.atan(sigmas[-1] / 4) == pytest.approx(math.atan(high / 4) / steps**2)
 
 
 def calibrated(steps=3, start=0.9, **options):
@@ -153,6 +153,7 @@ def test_other_samplers_ignore_the_tables():
     ({"calibration": {"tables": {"3": {"sigmas": [2.0, 1.0]}}}}, "calibration is not one of AtlasMultistepScheduler"),
     ({"calibration": {}}, "calibration is not one of AtlasMultistepScheduler"),
     ({"multistep_order": 5}, "multistep_order=5; expected 1, 2, 3 or 4"),
+    ({"angle_scale": 0.0}, "angle_scale=0.0; expected a positive number"),
     ({"angle_power": -1.0}, "angle_power=-1.0; expected a positive number"),
 ], ids=str)  # fmt: skip
 def test_what_does_not_fit_is_named(options, message):
@@ -174,3 +175,15 @@ def test_tables_are_checked(table, message):
 def test_a_table_of_another_length_is_refused():
     with pytest.raises(ValueError, match="the table for 4 steps has 3 nodes"):
         calibrated(steps=4)
+
+
+def test_another_guidance_scale_is_named():
+    scheduler = calibrated()
+    scheduler.set_timesteps(3)
+    with pytest.warns(UserWarning, match="calibrated for guidance_scale=1, the call has 5"):
+        scheduler.check_guidance_scale(5.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler.check_guidance_scale(1.1)
+        scheduler.set_timesteps(sigmas=[5.0, 1.0, 0.0])
+        scheduler.check_guidance_scale(5.0)
