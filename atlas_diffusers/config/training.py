@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+LOSS_WEIGHTS = ("min_snr_gamma", "p2_gamma", "edm_sigma_data")
+
 
 class StrictModel(BaseModel):
     """Rejects unknown keys."""
@@ -60,7 +62,14 @@ class TrainingConfig(StrictModel):
     weight_decay: float = Field(0.01, ge=0)
     gradient_clip_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    min_snr_gamma: float | None = Field(None, gt=0, description="Hang et al. 2023 (arXiv 2303.09556)")
+    min_snr_gamma: float | None = Field(None, gt=0, description="γ of min-SNR weights (arXiv 2303.09556)")
+    p2_gamma: float | None = Field(None, gt=0, description="γ of P2 weights 1/(1 + SNR)^γ (arXiv 2204.00227)")
+    edm_sigma_data: float | None = Field(None, gt=0, description="σ_data of EDM's weights (arXiv 2206.00364)")
+    offset_noise: float = Field(0.0, ge=0, description="standard deviation of a shift of each channel's noise")
+    coupling: Literal["independent", "sinkhorn"] = Field(
+        "independent", description="`sinkhorn` pairs noise and data of a batch by entropic transport (arXiv 2304.14772)"
+    )
+    coupling_epsilon: float = Field(0.02, gt=0, description="ε of that transport, times the mean squared distance")
     timestep_shift: float = Field(1.0, gt=0, description="above 1 trains noisy timesteps more often (arXiv 2403.03206)")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="how often the caption is empty, for guidance")
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -82,6 +91,9 @@ class TrainingConfig(StrictModel):
             raise ValueError(f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}")
         if self.init_from is not None and self.model:
             raise ValueError("give init_from or model, not both: init_from brings its own network")
+        chosen = [name for name in LOSS_WEIGHTS if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"give at most one of {', '.join(LOSS_WEIGHTS)}, got {', '.join(chosen)}")
         if self.text_encoder is not None and self.dataset.caption_column is None:
             raise ValueError("text_encoder needs dataset.caption_column; set text_encoder: null to train without prompts")
         return self

@@ -20,10 +20,10 @@ from .node_placement import Placement
 from .scheduling_atlas_multistep import AtlasMultistepScheduler
 
 Predict = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
-# weight of inner residuals, ridge
+# weight of inner residuals, ridge: each serves distributions that those before it do not
 PLACEMENTS = (
-    (1.0, 1e-2), (0.1, 1e-2), (0.5, 1e-3), (0.5, 1e-1), (0.5, 1e-4),
-    (1.0, 1e-3), (0.5, 1e-2), (0.2, 1e-3), (0.2, 1e-1), (2.0, 1e-2),
+    (0.5, 1e-4), (0.5, 1e-3), (1.0, 1e-4), (0.5, 1e-2), (0.1, 1e-2),
+    (1.0, 1e-1), (0.5, 1e-5), (1.0, 1e-3), (0.2, 1e-4), (0.1, 1e-1),
 )  # fmt: skip
 EVALUATIONS = 58  # network calls a trajectory and step count that the search may take
 HELD_OUT, FEWEST = 3, 8

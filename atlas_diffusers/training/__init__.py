@@ -1,19 +1,27 @@
 """The pieces of a training run: data, losses, checkpoints, and the loop that joins them."""
 
+from .bridge_matching import brownian_bridge
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .couplings import PlanSampler, sinkhorn_pairs
 from .data import PictureDataset, StepSampler, load_training_data
-from .losses import denoising_loss, min_snr_weights, stratified_timesteps
+from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
 from .trainer import Trainer
 
 __all__ = [
     "PictureDataset",
+    "PlanSampler",
     "StepSampler",
     "Trainer",
+    "brownian_bridge",
     "denoising_loss",
+    "edm_weights",
     "latest_checkpoint",
     "load_checkpoint",
     "load_training_data",
     "min_snr_weights",
+    "offset_noise",
+    "p2_weights",
     "save_checkpoint",
+    "sinkhorn_pairs",
     "stratified_timesteps",
 ]

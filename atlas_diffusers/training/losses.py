@@ -21,7 +21,7 @@ def stratified_timesteps(
     return (t * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
-def min_snr_weights(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor, gamma: float) -> torch.Tensor:
+def min_snr_weights(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
     r"""
     ``min(α²/σ², γ)``, the weight of a data-prediction error, carried over to the error of ``prediction_type``.
 
@@ -34,16 +34,63 @@ def min_snr_weights(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tens
         gamma: γ; 5 in the paper.
     """
     # SNR·b² first: it stays finite where α = 0
-    coefficient = torch.stack([_data_weight(prediction_type, a, s) for a, s in zip(alpha.tolist(), sigma.tolist())])
-    snr = (alpha / sigma) ** 2
-    return torch.clamp(gamma / snr, max=1.0) * coefficient.to(snr)
+    return torch.clamp(gamma / _snr(alpha, sigma), max=1.0) * _noise_weight(prediction_type, alpha, sigma)
 
 
-def _data_weight(prediction_type: str, alpha: float, sigma: float) -> torch.Tensor:
-    """``SNR · b²``; 1 for `epsilon`, whose b is infinite at zero signal."""
+def p2_weights(
+    prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor, gamma: float = 1.0, k: float = 1.0
+) -> torch.Tensor:
+    """
+    ``1/(k + SNR)^γ``, the weight of a noise-prediction error, carried over to the error of ``prediction_type``: less for the
+    last, imperceptible details. Choi et al. 2022 (arXiv 2204.00227).
+
+    Args:
+        alpha, sigma: levels of the batch, ``(batch,)``.
+        gamma, k: γ and k; 0.5 to 1, and 1, in the paper.
+    """
+    return (k + _snr(alpha, sigma)) ** -gamma * _noise_weight(prediction_type, alpha, sigma)
+
+
+def edm_weights(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor, sigma_data: float = 0.5) -> torch.Tensor:
+    """
+    ``(σ̂² + σ_d²)/(σ̂ σ_d)² = SNR + 1/σ_d²``, the weight of a data-prediction error, carried over to the error of
+    ``prediction_type``. Karras et al. 2022 (arXiv 2206.00364). Infinite for `epsilon` at zero signal.
+
+    Args:
+        alpha, sigma: levels of the batch, ``(batch,)``.
+        sigma_data: σ_d, standard deviation of the data.
+    """
+    weight = _noise_weight(prediction_type, alpha, sigma)
     if prediction_type == "epsilon":
-        return torch.tensor(1.0)
-    return torch.tensor((alpha / sigma * data_coefficients(prediction_type, alpha, sigma)[1]) ** 2)
+        return weight + 1 / (_snr(alpha, sigma) * sigma_data**2)
+    b = [data_coefficients(prediction_type, a, s)[1] for a, s in zip(alpha.tolist(), sigma.tolist())]
+    return weight + torch.tensor(b).to(weight) ** 2 / sigma_data**2
+
+
+def _snr(alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    return (alpha / sigma) ** 2
+
+
+def _noise_weight(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """``SNR · b²``, which makes an error of the prediction one of the noise; 1 for `epsilon`, whose b is infinite at α = 0."""
+    if prediction_type == "epsilon":
+        return torch.ones_like(alpha)
+    levels = zip(alpha.tolist(), sigma.tolist())
+    return torch.tensor([(a / s * data_coefficients(prediction_type, a, s)[1]) ** 2 for a, s in levels]).to(alpha)
+
+
+def offset_noise(noise: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """
+    ``ε + s·η`` with η ~ N(0, 1) one number a sample and channel, so that a network learns to change the mean of a picture
+    (Guttenberg 2023, "Diffusion with offset noise").
+
+    Args:
+        noise: ε, ``(batch, channels, height, width)``.
+        strength: s, such as 0.1.
+        generator: draws η, on the CPU.
+    """
+    shift = torch.randn(*noise.shape[:2], *[1] * (noise.ndim - 2), generator=generator)
+    return noise + strength * shift.to(noise)
 
 
 def denoising_loss(
@@ -53,7 +100,7 @@ def denoising_loss(
     alpha: torch.Tensor,
     sigma: torch.Tensor,
     prediction_type: str,
-    min_snr_gamma: float | None = None,
+    sample_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Mean over the batch of ``w(t)·‖m − m_θ‖²`` per element, ``m`` the target of ``prediction_type``.
@@ -61,11 +108,9 @@ def denoising_loss(
     Args:
         output, data, noise: m_θ, x_0 and ε, ``(batch, channels, height, width)``.
         alpha, sigma: levels of the batch, ``(batch,)``.
-        min_snr_gamma: γ of :func:`min_snr_weights`; ``None`` weighs every timestep 1.
+        sample_weights: w, ``(batch,)``, such as :func:`min_snr_weights`; ``None`` weighs every timestep 1.
     """
     weights = [output_coefficients(prediction_type, a, s) for a, s in zip(alpha.tolist(), sigma.tolist())]
     a, b = torch.tensor(weights, dtype=output.dtype, device=output.device).T.reshape(2, -1, *[1] * (data.ndim - 1))
     loss = (output - (a * noise + b * data)).square().flatten(1).mean(1)
-    if min_snr_gamma is not None:
-        loss = loss * min_snr_weights(prediction_type, alpha, sigma, min_snr_gamma).to(loss)
-    return loss.mean()
+    return (loss if sample_weights is None else loss * sample_weights.to(loss)).mean()

@@ -20,8 +20,11 @@ from ..conditioning import build_text_encoder, build_tokenizer, tokenize
 from ..config import TrainingConfig
 from ..models import AtlasUNet2DModel
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .couplings import sinkhorn_pairs
 from .data import PictureDataset, StepSampler, load_training_data
-from .losses import denoising_loss, stratified_timesteps
+from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
+
+WEIGHTS = {"min_snr_gamma": min_snr_weights, "p2_gamma": p2_weights, "edm_sigma_data": edm_weights}
 
 
 class Trainer:
@@ -161,6 +164,10 @@ class Trainer:
         c, device = self.config, self.accelerator.device
         data = batch["pixels"].to(device, memory_format=torch.channels_last)
         noise = torch.randn(data.shape, generator=generator).to(data)
+        if c.offset_noise:
+            noise = offset_noise(noise, c.offset_noise, generator)
+        if c.coupling == "sinkhorn":
+            noise = noise[sinkhorn_pairs(noise, data, c.coupling_epsilon, generator, relative=True)]
         timesteps = stratified_timesteps(len(data), len(self.scheduler), generator, c.timestep_shift).to(device)
         alpha, sigma = self.scheduler.levels_at(timesteps, like=data)
         kept = torch.rand(len(data), generator=generator) >= c.caption_dropout
@@ -169,9 +176,14 @@ class Trainer:
             texts = [text if keep else "" for text, keep in zip(batch["text"], kept.tolist())]
             context = self.wrapped["text_encoder"](tokenize(self.tokenizer, texts).to(device)).last_hidden_state
         output = self.wrapped["unet"](alpha * data + sigma * noise, timesteps, context).sample
-        return denoising_loss(
-            output, data, noise, alpha.flatten(), sigma.flatten(), self.scheduler.config.prediction_type, c.min_snr_gamma
-        )
+        levels, prediction_type = (alpha.flatten(), sigma.flatten()), self.scheduler.config.prediction_type
+        return denoising_loss(output, data, noise, *levels, prediction_type, self._weights(prediction_type, *levels))
+
+    def _weights(self, prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor | None:
+        for name, weights in WEIGHTS.items():
+            if (value := getattr(self.config, name)) is not None:
+                return weights(prediction_type, alpha, sigma, value)
+        return None
 
     def _mean_loss(self, losses: list[torch.Tensor]) -> float:
         loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()

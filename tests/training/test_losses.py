@@ -7,7 +7,14 @@ from oracles import prediction
 
 from atlas_diffusers import AtlasDDIMScheduler
 from atlas_diffusers.schedules import PREDICTION_TYPES
-from atlas_diffusers.training import denoising_loss, min_snr_weights, stratified_timesteps
+from atlas_diffusers.training import (
+    denoising_loss,
+    edm_weights,
+    min_snr_weights,
+    offset_noise,
+    p2_weights,
+    stratified_timesteps,
+)
 
 GAMMA = 5.0
 
@@ -39,7 +46,8 @@ def test_denoising_loss_is_the_weighted_mean_of_per_sample_errors(prediction_typ
         weight = 1.0 if gamma is None else paper_weight(prediction_type, a, s, gamma)
         error = output[i].double() - prediction(prediction_type, data[i].double(), noise[i].double(), a, s)
         expected += weight * error.square().mean().item() / 4
-    loss = denoising_loss(output, data, noise, alpha, sigma, prediction_type, gamma)
+    weights = None if gamma is None else min_snr_weights(prediction_type, alpha, sigma, gamma)
+    loss = denoising_loss(output, data, noise, alpha, sigma, prediction_type, weights)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -77,6 +85,50 @@ def test_min_snr_weights_are_finite_at_every_timestep_of_a_zero_terminal_snr_sch
     alpha, sigma = scheduler.levels_at(torch.arange(1000), like=torch.zeros(1))
     weights = min_snr_weights(prediction_type, alpha, sigma, GAMMA)
     assert torch.isfinite(weights).all() and weights.min() >= 0 and weights.max() <= GAMMA * (1 + 1e-6)
+
+
+def data_error_factor(prediction_type, alpha, sigma):
+    """Error of the data over the error of the prediction."""
+    return {
+        "epsilon": sigma / alpha, "sample": 1.0, "v_prediction": sigma, "flow_prediction": sigma / (alpha + sigma)
+    }[prediction_type]  # fmt: skip
+
+
+@pytest.mark.parametrize("gamma, k", [(1.0, 1.0), (0.5, 2.0)])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_p2_weights_are_the_papers_on_the_noise_error(prediction_type, gamma, k):
+    alpha, sigma = (level.double() for level in levels([3.0, 0.4, 0.0, -2.0]))
+    expected = []
+    for a, s in zip(alpha.tolist(), sigma.tolist()):
+        noise_error = a / s * data_error_factor(prediction_type, a, s)
+        expected.append((k + a**2 / s**2) ** -gamma * noise_error**2)
+    found = p2_weights(prediction_type, alpha, sigma, gamma, k)
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_edm_weights_are_the_papers_on_the_data_error(prediction_type, sigma_data):
+    alpha, sigma = (level.double() for level in levels([3.0, 0.4, 0.0, -2.0]))
+    expected = []
+    for a, s in zip(alpha.tolist(), sigma.tolist()):
+        weight = ((s / a) ** 2 + sigma_data**2) / (s / a * sigma_data) ** 2
+        expected.append(weight * data_error_factor(prediction_type, a, s) ** 2)
+    found = edm_weights(prediction_type, alpha, sigma, sigma_data)
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])
+def test_edm_and_p2_weights_are_finite_without_signal(prediction_type):
+    assert edm_weights(prediction_type, torch.zeros(1), torch.ones(1), 0.5).item() == pytest.approx(1 / 0.5**2)
+    assert p2_weights(prediction_type, torch.zeros(1), torch.ones(1)).item() == 0.0
+
+
+def test_offset_noise_adds_one_number_a_sample_and_channel():
+    noise = torch.randn(500, 3, 8, 8, generator=seeded(), dtype=torch.float64)
+    shift = offset_noise(noise, 0.3, seeded(1)) - noise
+    assert shift.flatten(2).std(2).max() < 1e-12
+    assert shift[..., 0, 0].std().item() == pytest.approx(0.3, rel=0.1)
 
 
 @pytest.mark.parametrize("batch", [1, 4, 20, 50, 1000])
