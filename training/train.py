@@ -10,12 +10,14 @@ import sys
 from atlas_diffusers.config import TrainingConfig, apply_overrides, read_mapping, validate
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(description: str = __doc__, defaults: dict | None = None) -> int:
+    """Train from the command line; ``defaults`` hold where the recipe and its overrides say nothing."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="recipe, YAML or JSON; further --key value pairs override it")
     args, overrides = parser.parse_known_args()
     try:
-        config = validate(TrainingConfig, apply_overrides(read_mapping(args.config), overrides))
+        recipe = {**(defaults or {}), **read_mapping(args.config)}
+        config = validate(TrainingConfig, apply_overrides(recipe, overrides))
 
         from atlas_diffusers.training import Trainer
 
@@ -23,7 +25,7 @@ def main() -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
-    print(f"pipeline: {folder}")
+    print(f"{folder.name}: {folder}")
     return 0
 
 

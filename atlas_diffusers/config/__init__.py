@@ -3,12 +3,13 @@
 from .bridge import BridgeConfig
 from .kernels import KernelConfig
 from .reading import apply_overrides, read_mapping, validate
-from .training import DatasetConfig, TextEncoderConfig, TrainingConfig
+from .training import DatasetConfig, LoRAConfig, TextEncoderConfig, TrainingConfig
 
 __all__ = [
     "BridgeConfig",
     "DatasetConfig",
     "KernelConfig",
+    "LoRAConfig",
     "TextEncoderConfig",
     "TrainingConfig",
     "apply_overrides",

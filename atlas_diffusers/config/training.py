@@ -40,6 +40,18 @@ class TextEncoderConfig(StrictModel):
     vocab_size: int = Field(2048, ge=514)
 
 
+class LoRAConfig(StrictModel):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on a pipeline that stays as it is; only they train."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float | None = Field(None, gt=0, description="adapters are scaled by alpha/rank; by default 1")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="of the network")
+    text_encoder_modules: list[str] = Field(
+        default_factory=list, description="of the text encoder, such as [q_proj, k_proj, v_proj, out_proj]; none by default"
+    )
+
+
 class TrainingConfig(StrictModel):
     """A training run: data, network, noise, optimiser, and what is written when."""
 
@@ -49,8 +61,9 @@ class TrainingConfig(StrictModel):
     init_from: str | None = Field(None, description="pipeline whose network, text encoder and tokenizer training starts from")
     model: dict[str, Any] = Field(default_factory=dict, description="arguments of AtlasUNet2DModel")
     text_encoder: TextEncoderConfig | None = TextEncoderConfig()
-    scheduler: dict[str, Any] = Field(
-        default_factory=lambda: {"_class_name": "AtlasDDIMScheduler"}, description="a scheduler configuration"
+    lora: LoRAConfig | None = Field(None, description="train adapters of init_from instead of its weights")
+    scheduler: dict[str, Any] | None = Field(
+        None, description="a scheduler configuration; by default that of init_from, or AtlasDDIMScheduler's"
     )
 
     batch_size: int = Field(32, ge=1, description="pictures an optimiser step and process")
@@ -91,6 +104,8 @@ class TrainingConfig(StrictModel):
             raise ValueError(f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}")
         if self.init_from is not None and self.model:
             raise ValueError("give init_from or model, not both: init_from brings its own network")
+        if self.lora is not None and self.init_from is None:
+            raise ValueError("lora needs init_from, the pipeline to adapt")
         chosen = [name for name in LOSS_WEIGHTS if getattr(self, name) is not None]
         if len(chosen) > 1:
             raise ValueError(f"give at most one of {', '.join(LOSS_WEIGHTS)}, got {', '.join(chosen)}")

@@ -22,6 +22,8 @@ from ..models import AtlasUNet2DModel
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .couplings import sinkhorn_pairs
 from .data import PictureDataset, StepSampler, load_training_data
+from .latents import encode_latents
+from .lora import add_adapters, write_adapters
 from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
 
 WEIGHTS = {"min_snr_gamma": min_snr_weights, "p2_gamma": p2_weights, "edm_sigma_data": edm_weights}
@@ -47,7 +49,6 @@ class Trainer:
         self.dataset = PictureDataset(load_training_data(config.dataset), config.dataset)
         if len(self.dataset) == 0:
             raise ValueError(f"dataset {config.dataset.name!r} has no pictures in split {config.dataset.split!r}")
-        self.scheduler = scheduler_from_dict(config.scheduler)
         self._build_networks()
         self._build_optimizer()
         self.step = 0
@@ -60,11 +61,21 @@ class Trainer:
         c = self.config
         with torch.random.fork_rng():
             torch.manual_seed(c.seed)
+            self.vae, process = None, {}
             if c.init_from is None:
                 unet, text_encoder, self.tokenizer = self._new_networks()
             else:
                 start = atlas_diffusers.AtlasPipeline.from_pretrained(c.init_from, dtype=torch.float32)
-                unet, text_encoder, self.tokenizer = start.unet, start.text_encoder, start.tokenizer
+                unet, text_encoder, self.tokenizer, self.vae = start.unet, start.text_encoder, start.tokenizer, start.vae
+                process = start.scheduler.config
+            if c.lora is not None:
+                add_adapters(unet, text_encoder, c.lora)
+        if c.scheduler is None:
+            self.scheduler = atlas_diffusers.AtlasDDIMScheduler.from_config(process)
+        else:
+            self.scheduler = scheduler_from_dict(c.scheduler)
+        if self.vae is not None:
+            self.vae.requires_grad_(False).to(self.accelerator.device)
         if c.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         modules = {"unet": unet.to(memory_format=torch.channels_last), "text_encoder": text_encoder}
@@ -82,7 +93,7 @@ class Trainer:
 
     def _build_optimizer(self) -> None:
         c = self.config
-        self.parameters = [p for module in self.networks.values() for p in module.parameters()]
+        self.parameters = [p for module in self.networks.values() for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=c.learning_rate, betas=(0.9, 0.99), weight_decay=c.weight_decay, fused=True
         )
@@ -90,9 +101,10 @@ class Trainer:
             c.lr_scheduler, self.optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.max_steps
         )
         self.ema = EMAModel(self.parameters, decay=c.ema_decay, inv_gamma=1.0, power=0.75, use_ema_warmup=True)
-        prepared = self.accelerator.prepare(*self.networks.values(), self.optimizer)
-        self.wrapped = dict(zip(self.networks, prepared))
-        self.optimizer = prepared[-1]
+        trained = {name: m for name, m in self.networks.items() if any(p.requires_grad for p in m.parameters())}
+        *prepared, self.optimizer = self.accelerator.prepare(*trained.values(), self.optimizer)
+        frozen = {name: m.to(self.accelerator.device) for name, m in self.networks.items() if name not in trained}
+        self.wrapped = frozen | dict(zip(trained, prepared))
         self.ema.to(self.accelerator.device)
 
     # ------------------------------------------------------------------ loop
@@ -121,10 +133,11 @@ class Trainer:
             if c.sample_interval and self.step % c.sample_interval == 0 and main:
                 self._sample_grid()
         bar.close()
+        result = self.folder / ("pipeline" if c.lora is None else "lora")
         if main:
-            self.save_pipeline(self.folder / "pipeline")
+            (self.save_pipeline if c.lora is None else self.save_lora)(result)
         self.accelerator.end_training()
-        return self.folder / "pipeline"
+        return result
 
     def _loader(self) -> DataLoader:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -163,6 +176,8 @@ class Trainer:
     def _loss(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         c, device = self.config, self.accelerator.device
         data = batch["pixels"].to(device, memory_format=torch.channels_last)
+        if self.vae is not None:
+            data = encode_latents(self.vae, data, generator)
         noise = torch.randn(data.shape, generator=generator).to(data)
         if c.offset_noise:
             noise = offset_noise(noise, c.offset_noise, generator)
@@ -241,6 +256,7 @@ class Trainer:
         return atlas_diffusers.AtlasPipeline(
             unet=networks["unet"],
             scheduler=self.scheduler,
+            vae=self.vae,
             text_encoder=networks.get("text_encoder"),
             tokenizer=self.tokenizer,
             default_guidance_scale=self.config.guidance_scale,
@@ -255,6 +271,14 @@ class Trainer:
         copies["unet"].to(getattr(torch, self.config.save_dtype))
         self.ema.restore(self.parameters)
         self.build_pipeline(copies).save_pretrained(folder)
+        (folder / "recipe.json").write_text(self.config.model_dump_json(indent=1) + "\n")
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the averaged adapters as Diffusers' ``load_lora_weights`` reads them, and the recipe beside them."""
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        write_adapters(folder, self.networks)
+        self.ema.restore(self.parameters)
         (folder / "recipe.json").write_text(self.config.model_dump_json(indent=1) + "\n")
 
     def _sample_grid(self) -> None:
