@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .cli_bridge import add_bridge_command
 from .cli_calibrate import add_calibrate_command
+from .cli_evaluate import add_evaluate_command
 from .cli_schedulers import add_schedulers_command, scheduler_class
 
 EXAMPLES = """examples:
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_schedulers_command(commands)
     add_bridge_command(commands)
     add_calibrate_command(commands)
+    add_evaluate_command(commands)
     return parser
 
 

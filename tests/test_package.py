@@ -23,13 +23,14 @@ ALLOWED = {
     "solvers": {"kernels", "schedules"},
     "pipelines": {"models", "schedules", "schedulers", "solvers", "conditioning", "config", "pretrained"},
     "metrics": {"pretrained", "pipelines"},
-    "training": {"config", "conditioning", "models", "schedules", "pretrained", "pipelines"},
+    "training": {"config", "conditioning", "metrics", "models", "schedules", "solvers", "pretrained", "pipelines"},
     "plots": set(),
     "plots_bridge": {"metrics", "plots", "solvers"},
     "cli_bridge": {"pipelines", "plots", "plots_bridge", "pretrained"},
     "cli_calibrate": {"pipelines", "schedulers"},
+    "cli_evaluate": {"config", "pipelines", "training"},
     "cli_schedulers": {"schedulers", "pretrained", "plots"},
-    "cli": {"pipelines", "metrics", "config", "cli_bridge", "cli_calibrate", "cli_schedulers"},
+    "cli": {"pipelines", "metrics", "config", "cli_bridge", "cli_calibrate", "cli_evaluate", "cli_schedulers"},
 }
 
 

@@ -95,7 +95,11 @@ class TrainingConfig(StrictModel):
     sample_interval: int | None = Field(None, ge=1, description="steps between sample grids")
     sample_prompts: list[str] = []
     sample_steps: int = Field(25, ge=1)
-    save_dtype: Literal["float32", "float16"] = Field("float32", description="of the network's weights in the saved pipeline")
+    eval_interval: int | None = Field(None, ge=1, description="steps between evaluations; needs the extra `eval`")
+    eval_count: int = Field(128, ge=8, description="pictures that an evaluation generates")
+    eval_dataset: DatasetConfig | None = Field(None, description="what they are compared with; by default the training data")
+    trackers: list[str] = Field(default_factory=list, description="of Accelerate, such as [tensorboard]")
+    save_dtype: Literal["float32", "float16"] = Field("float32", description="of the saved network's, or adapters', weights")
     guidance_scale: float = Field(3.0, ge=1, description="of sample grids, and the default of the saved pipeline")
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from .bridge_matching import brownian_bridge
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .couplings import PlanSampler, sinkhorn_pairs
 from .data import PictureDataset, StepSampler, load_training_data
+from .evaluation import evaluate, write_evaluation
 from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
 from .trainer import Trainer
 
@@ -15,6 +16,7 @@ __all__ = [
     "brownian_bridge",
     "denoising_loss",
     "edm_weights",
+    "evaluate",
     "latest_checkpoint",
     "load_checkpoint",
     "load_training_data",
@@ -24,4 +26,5 @@ __all__ = [
     "save_checkpoint",
     "sinkhorn_pairs",
     "stratified_timesteps",
+    "write_evaluation",
 ]

@@ -23,7 +23,8 @@ def add_adapters(unet: torch.nn.Module, text_encoder: torch.nn.Module | None, co
             continue
         network.requires_grad_(False)
         if modules:
-            missing = [name for name in modules if not any(found.endswith(name) for found, _ in network.named_modules())]
+            names = [f".{name}" for name, _ in network.named_modules()]
+            missing = [module for module in modules if not any(name.endswith(f".{module}") for name in names)]
             if missing:
                 raise ValueError(f"lora: {type(network).__name__} has no modules named {missing}")
             network.add_adapter(
@@ -33,7 +34,7 @@ def add_adapters(unet: torch.nn.Module, text_encoder: torch.nn.Module | None, co
             )
 
 
-def write_adapters(folder: Path, networks: dict[str, torch.nn.Module]) -> None:
+def write_adapters(folder: Path, networks: dict[str, torch.nn.Module], dtype: torch.dtype) -> None:
     """Write ``pytorch_lora_weights.safetensors`` of ``unet`` and ``text_encoder``, with their ranks and scales."""
     from peft import get_peft_model_state_dict
 
@@ -42,6 +43,7 @@ def write_adapters(folder: Path, networks: dict[str, torch.nn.Module]) -> None:
     arguments = {}
     for name, network in networks.items():
         if getattr(network, "peft_config", None):
-            arguments[f"{name}_lora_layers"] = get_peft_model_state_dict(network)
+            state = get_peft_model_state_dict(network)
+            arguments[f"{name}_lora_layers"] = {key: value.to(dtype).contiguous() for key, value in state.items()}
             arguments[f"{name}_lora_adapter_metadata"] = network.peft_config["default"].to_dict()
     atlas_diffusers.AtlasPipeline.save_lora_weights(folder, **arguments)

@@ -1,9 +1,9 @@
 """One training run: networks, noise, optimiser and the loop, on top of Accelerate."""
 
 import copy
-import json
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,21 +12,21 @@ from accelerate.utils import DataLoaderConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 import atlas_diffusers
 
-from ..conditioning import build_text_encoder, build_tokenizer, tokenize
+from ..conditioning import tokenize
 from ..config import TrainingConfig
-from ..models import AtlasUNet2DModel
+from ..pipelines.grids import labelled_grid
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .couplings import sinkhorn_pairs
 from .data import PictureDataset, StepSampler, load_training_data
+from .evaluation import evaluate, write_evaluation
 from .latents import encode_latents
-from .lora import add_adapters, write_adapters
+from .lora import write_adapters
 from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
-
-WEIGHTS = {"min_snr_gamma": min_snr_weights, "p2_gamma": p2_weights, "edm_sigma_data": edm_weights}
+from .networks import build_networks
+from .recorder import Recorder
 
 
 class Trainer:
@@ -43,53 +43,25 @@ class Trainer:
         self.accumulation = config.batch_size // self.micro_batch
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
+            log_with=config.trackers or None,
+            project_dir=config.output_dir,
             dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         )
         self.folder = Path(config.output_dir)
         self.dataset = PictureDataset(load_training_data(config.dataset), config.dataset)
         if len(self.dataset) == 0:
             raise ValueError(f"dataset {config.dataset.name!r} has no pictures in split {config.dataset.split!r}")
-        self._build_networks()
+        parts = build_networks(config, self.dataset)
+        self.tokenizer, self.scheduler = parts.tokenizer, parts.scheduler
+        self.vae = None if parts.vae is None else parts.vae.to(self.accelerator.device)
+        modules = {"unet": parts.unet, "text_encoder": parts.text_encoder}
+        self.networks = {name: module.train() for name, module in modules.items() if module is not None}
         self._build_optimizer()
         self.step = 0
         if (checkpoint := latest_checkpoint(self.folder)) is not None:
             if not config.resume:
                 raise ValueError(f"resume is false, but {checkpoint} exists; choose another output_dir or remove it")
             self._restore(checkpoint)
-
-    def _build_networks(self) -> None:
-        c = self.config
-        with torch.random.fork_rng():
-            torch.manual_seed(c.seed)
-            self.vae, process = None, {}
-            if c.init_from is None:
-                unet, text_encoder, self.tokenizer = self._new_networks()
-            else:
-                start = atlas_diffusers.AtlasPipeline.from_pretrained(c.init_from, dtype=torch.float32)
-                unet, text_encoder, self.tokenizer, self.vae = start.unet, start.text_encoder, start.tokenizer, start.vae
-                process = start.scheduler.config
-            if c.lora is not None:
-                add_adapters(unet, text_encoder, c.lora)
-        if c.scheduler is None:
-            self.scheduler = atlas_diffusers.AtlasDDIMScheduler.from_config(process)
-        else:
-            self.scheduler = scheduler_from_dict(c.scheduler)
-        if self.vae is not None:
-            self.vae.requires_grad_(False).to(self.accelerator.device)
-        if c.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        modules = {"unet": unet.to(memory_format=torch.channels_last), "text_encoder": text_encoder}
-        self.networks = {name: m.train() for name, m in modules.items() if m is not None}
-
-    def _new_networks(self) -> tuple:
-        c = self.config
-        arguments = {"sample_size": c.dataset.resolution, **c.model}
-        tokenizer = text_encoder = None
-        if (t := c.text_encoder) is not None:
-            tokenizer = build_tokenizer(self.dataset.captions(), t.vocab_size, t.max_length)
-            text_encoder = build_text_encoder(tokenizer, t.hidden_size, t.num_layers, t.num_heads)
-            arguments.setdefault("cross_attention_dim", t.hidden_size)
-        return AtlasUNet2DModel.from_config(arguments), text_encoder, tokenizer
 
     def _build_optimizer(self) -> None:
         c = self.config
@@ -115,16 +87,14 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if main:
             (self.folder / "recipe.json").write_text(c.model_dump_json(indent=1))
-        bar = tqdm(total=c.max_steps, initial=self.step, unit="step", disable=not main)
-        batches = iter(self._loader())
-        running = []
+        recorder, batches, running = Recorder(c, self.accelerator, self.step), iter(self._loader()), []
         while self.step < c.max_steps:
             running.append(self._optimizer_step(batches))
             self.step += 1
-            bar.update()
+            recorder.bar.update()
             saving = self.step % c.checkpoint_interval == 0 or self.step == c.max_steps
             if self.step % c.log_interval == 0:
-                self._log(bar, self._mean_loss(running))
+                self._log(recorder, self._mean_loss(running))
                 running.clear()
             elif saving:
                 self._mean_loss(running)
@@ -132,7 +102,9 @@ class Trainer:
                 self.save_checkpoint()
             if c.sample_interval and self.step % c.sample_interval == 0 and main:
                 self._sample_grid()
-        bar.close()
+            if c.eval_interval and self.step % c.eval_interval == 0 and main:
+                self._evaluate(recorder)
+        recorder.finish()
         result = self.folder / ("pipeline" if c.lora is None else "lora")
         if main:
             (self.save_pipeline if c.lora is None else self.save_lora)(result)
@@ -195,10 +167,9 @@ class Trainer:
         return denoising_loss(output, data, noise, *levels, prediction_type, self._weights(prediction_type, *levels))
 
     def _weights(self, prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor | None:
-        for name, weights in WEIGHTS.items():
-            if (value := getattr(self.config, name)) is not None:
-                return weights(prediction_type, alpha, sigma, value)
-        return None
+        c = self.config
+        choices = ((min_snr_weights, c.min_snr_gamma), (p2_weights, c.p2_gamma), (edm_weights, c.edm_sigma_data))
+        return next((weights(prediction_type, alpha, sigma, value) for weights, value in choices if value is not None), None)
 
     def _mean_loss(self, losses: list[torch.Tensor]) -> float:
         loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
@@ -206,13 +177,8 @@ class Trainer:
             raise FloatingPointError(f"the loss became {loss} near step {self.step}; the last checkpoint is kept")
         return loss
 
-    def _log(self, bar: tqdm, loss: float) -> None:
-        if self.accelerator.is_main_process:
-            bar.set_postfix(loss=f"{loss:.4f}")
-            seconds = bar.format_dict["elapsed"]
-            row = {"step": self.step, "loss": loss, "lr": self.lr_scheduler.get_last_lr()[0], "seconds": round(seconds, 1)}
-            with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
+    def _log(self, recorder: Recorder, loss: float) -> None:
+        recorder.log(self.step, loss, self.lr_scheduler.get_last_lr()[0])
 
     # ------------------------------------------------------------------ what is written
 
@@ -263,42 +229,57 @@ class Trainer:
             default_num_inference_steps=self.config.sample_steps,
         )
 
-    def save_pipeline(self, folder: Path) -> None:
-        """Write a pipeline folder with the averaged weights, and the recipe beside them."""
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
-        copies = {name: copy.deepcopy(network) for name, network in self.networks.items()}
-        copies["unet"].to(getattr(torch, self.config.save_dtype))
-        self.ema.restore(self.parameters)
-        self.build_pipeline(copies).save_pretrained(folder)
-        (folder / "recipe.json").write_text(self.config.model_dump_json(indent=1) + "\n")
-
-    def save_lora(self, folder: Path) -> None:
-        """Write the averaged adapters as Diffusers' ``load_lora_weights`` reads them, and the recipe beside them."""
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
-        write_adapters(folder, self.networks)
-        self.ema.restore(self.parameters)
-        (folder / "recipe.json").write_text(self.config.model_dump_json(indent=1) + "\n")
-
-    def _sample_grid(self) -> None:
-        from ..pipelines.grids import labelled_grid
-
-        prompts = self.config.sample_prompts
+    @contextmanager
+    def averaged(self) -> Iterator[dict[str, torch.nn.Module]]:
+        """The networks with averaged weights, ready to sample."""
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
         for network in self.networks.values():
             network.eval()
-        pipeline = self.build_pipeline(self.networks)
-        pipeline.set_progress_bar_config(disable=True)
+        try:
+            yield self.networks
+        finally:
+            self.ema.restore(self.parameters)
+            for network in self.networks.values():
+                network.train()
+
+    def save_pipeline(self, folder: Path) -> None:
+        """Write a pipeline folder with the averaged weights, and the recipe beside them."""
+        with self.averaged() as networks:
+            copies = {name: copy.deepcopy(network) for name, network in networks.items()}
+        copies["unet"].to(getattr(torch, self.config.save_dtype))
+        self.build_pipeline(copies).save_pretrained(folder)
+        self._write_recipe(folder)
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the averaged adapters as Diffusers' ``load_lora_weights`` reads them, and the recipe beside them."""
+        with self.averaged() as networks:
+            write_adapters(folder, networks, getattr(torch, self.config.save_dtype))
+        self._write_recipe(folder)
+
+    def _write_recipe(self, folder: Path) -> None:
+        (folder / "recipe.json").write_text(self.config.model_dump_json(indent=1) + "\n")
+
+    def _sample_grid(self) -> None:
+        prompts = self.config.sample_prompts
         count = len(prompts) or 8
         generators = [torch.Generator().manual_seed(i) for i in range(count)]
         arguments = {"prompt": prompts} if prompts else {"num_images_per_prompt": count}
-        images = pipeline(**arguments, generator=generators).images
+        with self.averaged() as networks:
+            pipeline = self.build_pipeline(networks)
+            pipeline.set_progress_bar_config(disable=True)
+            images = pipeline(**arguments, generator=generators).images
         labelled_grid(images, prompts or [""] * count).save(self.folder / f"sample-{self.step:06d}.png")
-        self.ema.restore(self.parameters)
-        for network in self.networks.values():
-            network.train()
+
+    def _evaluate(self, recorder: Recorder) -> None:
+        config = self.config.eval_dataset or self.config.dataset.model_copy(update={"random_flip": False})
+        dataset = PictureDataset(load_training_data(config), config)
+        with self.averaged() as networks:
+            pipeline = self.build_pipeline(networks)
+            pipeline.set_progress_bar_config(disable=True)
+            numbers, sheet = evaluate(pipeline, dataset, self.config.eval_count)
+        write_evaluation(numbers, sheet, self.folder / f"evaluation-{self.step:06d}.json")
+        recorder.write({"step": self.step, **numbers})
 
 
 class _Shard:
@@ -311,11 +292,3 @@ class _Shard:
         for batch in self.sampler:
             share = len(batch) // self.world
             yield batch[self.rank * share : (self.rank + 1) * share]
-
-
-def scheduler_from_dict(config: dict):
-    """A scheduler from its configuration; ``_class_name`` names one of this package's classes."""
-    name = config.get("_class_name", "AtlasDDIMScheduler")
-    if name not in atlas_diffusers.SCHEDULERS:
-        raise ValueError(f"scheduler._class_name={name!r} is unknown; allowed are {atlas_diffusers.SCHEDULERS}")
-    return getattr(atlas_diffusers, name)(**{k: v for k, v in config.items() if k != "_class_name"})

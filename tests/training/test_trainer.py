@@ -21,7 +21,7 @@ from conftest import seeded
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline, AtlasUNet2DModel
 from atlas_diffusers.config import TrainingConfig, validate
-from atlas_diffusers.training import Trainer, latest_checkpoint, load_checkpoint, trainer
+from atlas_diffusers.training import Trainer, latest_checkpoint, load_checkpoint, networks, trainer
 from atlas_diffusers.training.checkpoints import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ RECIPE = {
 def recipe(folder, **changes):
     data = copy.deepcopy(RECIPE) | {"output_dir": str(folder)}
     for key, value in changes.items():
-        data[key] = {**data[key], **value} if isinstance(value, dict) and key != "scheduler" else value
+        data[key] = {**data.get(key, {}), **value} if isinstance(value, dict) and key != "scheduler" else value
     return data
 
 
@@ -79,10 +79,10 @@ def interrupt_at(monkeypatch, step):
     """Make training stop, as by a signal, when ``step`` is logged."""
     log = Trainer._log
 
-    def interrupted(self, bar, loss):
+    def interrupted(self, recorder, loss):
         if self.step == step:
             raise KeyboardInterrupt
-        log(self, bar, loss)
+        log(self, recorder, loss)
 
     monkeypatch.setattr(Trainer, "_log", interrupted)
 
@@ -310,7 +310,7 @@ def test_the_saved_pipeline_is_the_averaged_network(finished):
 
 def test_the_output_folder_holds_no_pickles(finished):
     files = [path for path in finished.folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".txt"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".txt", ".png"}
     names = {str(path.relative_to(finished.folder)) for path in files}
     assert {"recipe.json", "metrics.jsonl", "pipeline/model_index.json", "checkpoint-8/state.safetensors"} <= names
     index = json.loads((finished.folder / "pipeline" / "model_index.json").read_text())
@@ -399,11 +399,11 @@ def test_caption_dropout_replaces_captions_by_nothing(tmp_path, monkeypatch):
 
 
 def test_scheduler_from_dict():
-    scheduler = trainer.scheduler_from_dict({"beta_schedule": "cosine", "num_train_timesteps": 50})
+    scheduler = networks.scheduler_from_dict({"beta_schedule": "cosine", "num_train_timesteps": 50})
     assert type(scheduler) is AtlasDDIMScheduler and len(scheduler) == 50
     assert scheduler.config.beta_schedule == "squaredcos_cap_v2"
     with pytest.raises(ValueError, match="'DDIMScheduler' is unknown.*AtlasDDIMScheduler"):
-        trainer.scheduler_from_dict({"_class_name": "DDIMScheduler"})
+        networks.scheduler_from_dict({"_class_name": "DDIMScheduler"})
 
 
 def test_an_empty_dataset_is_refused(tmp_path):

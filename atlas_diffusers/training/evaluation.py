@@ -1,0 +1,94 @@
+"""How near a pipeline's pictures are to those of a data set."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..metrics import efficientnet_features, energy_distance, kid, manifold_overlap, nearest_neighbours
+from ..pipelines.grids import labelled_grid
+from .data import PictureDataset
+
+SHOWN, FEWEST = 16, 8
+LARGEST_BATCH = 32
+
+
+def evaluate(
+    pipeline,
+    dataset: PictureDataset,
+    count: int = 256,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+) -> tuple[dict, Image.Image]:
+    """
+    Distances between generated pictures, one for each of ``count`` captions of the data, and all pictures of the data.
+
+    Args:
+        pipeline: an ``AtlasPipeline``.
+        dataset: pictures at the pipeline's resolution, with captions if it takes prompts.
+        count: pictures to generate, at least 8; captions are taken in a shuffled order, in turn.
+        num_inference_steps, guidance_scale: of the call; by default the pipeline's.
+        seed: picture i starts from noise of ``seed + i``.
+
+    Returns:
+        Numbers by name: ``kid`` (of EfficientNet-Lite0 features, see :func:`~atlas_diffusers.metrics.kid`) and its standard
+        error, ``energy_distance``, ``precision``, ``recall``, ``density`` and ``coverage`` on the same features, and the median
+        over generated pictures of the RMS distance to the nearest picture of the data, in units of [-1, 1]; and a sheet of
+        generated pictures, each above the nearest of the data.
+
+    Raises:
+        ValueError: for fewer than 8 pictures on either side.
+    """
+    if min(count, len(dataset)) < FEWEST:
+        raise ValueError(f"evaluation needs at least {FEWEST} pictures of each kind, got count={count} and {len(dataset)}")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+    items = [dataset[index, 0] for index in range(len(dataset))]
+    real = torch.stack([item["pixels"] for item in items])
+    prompts = [items[order[k % len(order)]]["text"] for k in range(count)]
+    found = _generate(pipeline, prompts, num_inference_steps, guidance_scale, seed)
+    if found.shape[1:] != real.shape[1:]:
+        raise ValueError(f"the pipeline makes pictures of {tuple(found.shape[1:])}, the data have {tuple(real.shape[1:])}")
+    features = [efficientnet_features((z / 2 + 0.5).clamp(0, 1)) for z in (found, real)]
+    distance, overlap = kid(*features), manifold_overlap(features[1], features[0])
+    nearest, which = nearest_neighbours(found, real)
+    numbers = {
+        "features": "EfficientNet-Lite0", "generated": count, "real": len(real),
+        "kid": distance.mean, "kid_standard_error": distance.standard_error, "energy_distance": energy_distance(*features),
+        **overlap._asdict(), "nearest_median": nearest.median().item(),
+    }  # fmt: skip
+    return numbers, _sheet(found, real[which], prompts)
+
+
+def _generate(pipeline, prompts: list[str], steps, guidance_scale, seed: int) -> torch.Tensor:
+    """(count, channels, height, width) in [-1, 1]."""
+    parts, prompted = [], pipeline.has_text
+    for start in range(0, len(prompts), LARGEST_BATCH):
+        texts = prompts[start : start + LARGEST_BATCH]
+        generators = [torch.Generator().manual_seed(seed + start + k) for k in range(len(texts))]
+        who = {"prompt": texts} if prompted else {"num_images_per_prompt": len(texts)}
+        images = pipeline(
+            **who, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators, output_type="pt"
+        ).images
+        parts.append(images.float().cpu() * 2 - 1)
+    return torch.cat(parts)
+
+
+def _sheet(found: torch.Tensor, nearest: torch.Tensor, prompts: list[str]) -> Image.Image:
+    """Rows of eight generated pictures, and under each row the nearest of the data."""
+    images, labels = [], []
+    for start in range(0, min(SHOWN, len(found)), 8):
+        row = slice(start, min(start + 8, len(found)))
+        for pictures, names in ((found[row], prompts[row]), (nearest[row], ["nearest"] * 8)):
+            pixels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            images += [Image.fromarray(picture) for picture in pixels]
+            labels += names[: len(pictures)]
+    return labelled_grid(images, labels, columns=min(8, math.ceil(len(images) / 2)), tile=96)
+
+
+def write_evaluation(numbers: dict, sheet: Image.Image, file: Path) -> None:
+    """Write ``file`` (JSON) and, beside it, the sheet as PNG."""
+    file.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    sheet.save(file.with_suffix(".png"))

@@ -1,0 +1,88 @@
+"""What a run tells while it goes on: a progress bar, ``metrics.jsonl``, trackers of Accelerate, and curves at the end."""
+
+import json
+from pathlib import Path
+from time import perf_counter
+
+from accelerate import Accelerator
+from diffusers.utils import logging
+from tqdm.auto import tqdm
+
+from ..config import TrainingConfig
+
+logger = logging.get_logger(__name__)
+
+
+class Recorder:
+    """
+    Writes on the main process, and nothing on the others.
+
+    Args:
+        config: of the run.
+        accelerator: whose trackers, by ``config.trackers``, are started and fed.
+        step: at which the run starts; rows of ``metrics.jsonl`` after it, of a run that was killed, are dropped.
+    """
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator, step: int):
+        self.folder, self.accelerator, self.main = Path(config.output_dir), accelerator, accelerator.is_main_process
+        self.batch = config.batch_size * accelerator.num_processes
+        self.file, self.trackers = self.folder / "metrics.jsonl", config.trackers
+        self.bar = tqdm(total=config.max_steps, initial=step, unit="step", disable=not self.main)
+        self.logged, self.at = step, perf_counter()
+        if self.main:
+            kept = [row for row in self.rows() if row["step"] <= step]
+            self.file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        if self.trackers:
+            accelerator.init_trackers(self.folder.name)
+
+    def rows(self) -> list[dict]:
+        """What ``metrics.jsonl`` holds; a last line that a kill cut short is left out."""
+        rows = []
+        for line in self.file.read_text().splitlines() if self.file.exists() else ():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                logger.warning(f"{self.file}: left out a line that is not complete")
+        return rows
+
+    def log(self, step: int, loss: float, learning_rate: float) -> None:
+        """A row with the speed since the last one."""
+        now = perf_counter()
+        speed = (step - self.logged) * self.batch / max(now - self.at, 1e-9)
+        self.logged, self.at = step, now
+        self.bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{speed:.1f}"})
+        seconds = round(self.bar.format_dict["elapsed"], 1)
+        self.write({"step": step, "loss": loss, "lr": learning_rate, "images_per_second": round(speed, 2), "seconds": seconds})
+
+    def write(self, row: dict) -> None:
+        """Append a row, and feed the trackers with its numbers."""
+        if not self.main:
+            return
+        with open(self.file, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.trackers:
+            self.accelerator.log({k: v for k, v in row.items() if isinstance(v, (int, float))}, step=row["step"])
+
+    def finish(self) -> None:
+        """Close the bar, and draw ``curves.png`` if matplotlib, of the extra `plot`, is there."""
+        self.bar.close()
+        if not self.main:
+            return
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            logger.info("no curves.png: it needs matplotlib, which the extra 'plot' installs")
+            return
+        draw_curves(Figure(figsize=(9, 3.2), layout="constrained"), self.rows()).savefig(self.folder / "curves.png", dpi=120)
+
+
+def draw_curves(figure, rows: list[dict]):
+    """Loss, learning rate and, where there are evaluations, KID against the step."""
+    names = {"loss": "loss", "lr": "learning rate", "kid": "KID (EfficientNet-Lite0)"}
+    present = [name for name in names if any(name in row for row in rows)]
+    for axes, name in zip(figure.subplots(1, max(len(present), 1), squeeze=False)[0], present):
+        steps, values = zip(*((row["step"], row[name]) for row in rows if name in row))
+        axes.plot(steps, values, marker="." if len(values) < 30 else None)
+        axes.set(xlabel="step", title=names[name])
+        axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,88 @@
+"""What a run tells: evaluations against the metrics themselves, rows with speeds, curves, and no rows of a run that died."""
+
+import json
+
+import pytest
+import torch
+from conftest import build_tiny_pipeline, build_tiny_unet
+from PIL import Image
+from test_trainer import build
+
+from atlas_diffusers.cli import main
+from atlas_diffusers.config import DatasetConfig
+from atlas_diffusers.metrics import efficientnet_features, energy_distance, kid, manifold_overlap
+from atlas_diffusers.training import PictureDataset, evaluate, load_training_data
+
+DATA = {"name": "embedded:emoji", "categories": ["Activities"], "resolution": 8}
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    config = DatasetConfig(**DATA)
+    return PictureDataset(load_training_data(config).select(range(12)), config)
+
+
+def test_the_numbers_are_those_of_the_metrics(dataset):
+    """Each caption's picture from the noise of its own seed."""
+    pipeline = build_tiny_pipeline()
+    numbers, sheet = evaluate(pipeline, dataset, count=14, num_inference_steps=2, guidance_scale=1.0, seed=3)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3)).tolist()
+    prompts = [dataset[order[k % 12], 0]["text"] for k in range(14)]
+    images = [
+        pipeline(
+            prompt, num_inference_steps=2, guidance_scale=1.0, generator=torch.Generator().manual_seed(3 + k), output_type="pt"
+        ).images[0]
+        for k, prompt in enumerate(prompts)
+    ]
+    found, real = torch.stack(images), torch.stack([dataset[index, 0]["pixels"] for index in range(12)])
+    features, others = efficientnet_features(found), efficientnet_features((real / 2 + 0.5).clamp(0, 1))
+    assert numbers["kid"] == pytest.approx(kid(features, others).mean, rel=1e-3, abs=1e-5)
+    assert numbers["energy_distance"] == pytest.approx(energy_distance(features, others), rel=1e-3)
+    assert numbers["recall"] == manifold_overlap(others, features).recall
+    nearest = (found * 2 - 1 - real[:, None]).square().flatten(2).mean(2).sqrt().min(0).values.median().item()
+    assert numbers["nearest_median"] == pytest.approx(nearest, rel=1e-4)
+    assert numbers["generated"] == 14 and numbers["real"] == 12 and sheet.width > 8 * 64
+
+
+def test_too_few_pictures_and_another_size_are_named(dataset):
+    with pytest.raises(ValueError, match="at least 8 pictures of each kind, got count=7 and 12"):
+        evaluate(build_tiny_pipeline(), dataset, count=7)
+    pipeline = build_tiny_pipeline(unet=build_tiny_unet(sample_size=16), text_encoder=None, tokenizer=None)
+    with pytest.raises(ValueError, match=r"pictures of \(3, 16, 16\), the data have \(3, 8, 8\)"):
+        evaluate(pipeline, dataset, count=8, num_inference_steps=1)
+
+
+def test_a_run_evaluates_itself_and_draws_its_curves(tmp_path):
+    changes = {"eval_interval": 2, "eval_count": 8, "eval_dataset": {**DATA, "resolution": 32}}
+    run = build(tmp_path, max_steps=3, sample_steps=1, **changes)
+    run.train()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    numbers = json.loads((tmp_path / "evaluation-000002.json").read_text())
+    assert [row["step"] for row in rows] == [1, 2, 2, 3] and rows[2] == {"step": 2, **numbers}
+    assert all(row["images_per_second"] > 0 for row in rows if "loss" in row)
+    for name in ("evaluation-000002.png", "curves.png"):
+        with Image.open(tmp_path / name) as image:
+            assert len(set(image.convert("L").getdata())) > 20
+    build(tmp_path / "plain", max_steps=3).train()
+    ends = [run.folder / "checkpoint-3" / "state.safetensors", tmp_path / "plain" / "checkpoint-3" / "state.safetensors"]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+def test_rows_after_the_checkpoint_are_written_once(tmp_path):
+    build(tmp_path, max_steps=4, checkpoint_interval=4).train()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
+    build(tmp_path, max_steps=6, checkpoint_interval=4).train()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[4]["loss"] != 1.0
+
+
+def test_the_command_writes_numbers_and_a_sheet(tmp_path, capsys):
+    build_tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    options = ["--categories", "Activities", "--count", "8", "--steps", "1", "--guidance", "1"]
+    arguments = ["evaluate", str(tmp_path / "pipeline"), "--data", "embedded:emoji", *options]
+    assert main([*arguments, "-o", str(tmp_path / "scores.json")]) == 0
+    numbers = json.loads((tmp_path / "scores.json").read_text())
+    assert f"kid: {numbers['kid']:.4f}" in capsys.readouterr().out and (tmp_path / "scores.png").is_file()
+    assert main([*arguments, "-o", str(tmp_path / "missing" / "scores.json")]) == 2
+    assert "expected a .json file in a folder that exists" in capsys.readouterr().err
