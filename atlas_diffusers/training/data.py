@@ -62,7 +62,7 @@ def resize(image: Image.Image, resolution: int, center_crop: bool) -> Image.Imag
 
 class PictureDataset(Dataset):
     """
-    Maps ``(index, draw)`` to ``{"pixels": (3, resolution, resolution) in [-1, 1], "text": caption}``.
+    Maps ``(index, draw)`` to ``{"pixels": (3, resolution, resolution) in [-1, 1], "text": caption, "draw": draw}``.
 
     ``draw`` is an integer that decides flip and choice of caption, so that an item is the same in every process and
     after every restart.
@@ -86,7 +86,7 @@ class PictureDataset(Dataset):
         aliases = row[c.aliases_column] if c.aliases_column else []
         if aliases and choice.random() < c.alias_probability:
             text = choice.choice(aliases)
-        return {"pixels": pixels, "text": text}
+        return {"pixels": pixels, "text": text, "draw": draw}
 
     def captions(self) -> list[str]:
         """Every text that an item may carry."""

@@ -1,6 +1,7 @@
 """The denoising objective: targets, timesteps, weights."""
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from ..schedules import data_coefficients, output_coefficients
 
@@ -79,7 +80,9 @@ def _noise_weight(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor
     return torch.tensor([(a / s * data_coefficients(prediction_type, a, s)[1]) ** 2 for a, s in levels]).to(alpha)
 
 
-def offset_noise(noise: torch.Tensor, strength: float, generator: torch.Generator) -> torch.Tensor:
+def offset_noise(
+    noise: torch.Tensor, strength: float, generator: torch.Generator | list[torch.Generator]
+) -> torch.Tensor:
     """
     ``ε + s·η`` with η ~ N(0, 1) one number a sample and channel, so that a network learns to change the mean of a picture
     (Guttenberg 2023, "Diffusion with offset noise").
@@ -87,10 +90,10 @@ def offset_noise(noise: torch.Tensor, strength: float, generator: torch.Generato
     Args:
         noise: ε, ``(batch, channels, height, width)``.
         strength: s, such as 0.1.
-        generator: draws η, on the CPU.
+        generator: draws η, on the CPU; a list has one a sample.
     """
-    shift = torch.randn(*noise.shape[:2], *[1] * (noise.ndim - 2), generator=generator)
-    return noise + strength * shift.to(noise)
+    shift = randn_tensor((*noise.shape[:2], *[1] * (noise.ndim - 2)), generator, noise.device, noise.dtype)
+    return noise + strength * shift
 
 
 def denoising_loss(

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from diffusers.utils.torch_utils import randn_tensor
 from torch.utils.data import DataLoader
 
 import atlas_diffusers
@@ -33,7 +34,8 @@ class Trainer:
     """
     Trains ``AtlasUNet2DModel`` (and a text encoder, if the recipe has one) to denoise.
 
-    Every random number of step k is drawn from a generator seeded by (seed, k, process), so that a resumed run repeats
+    Noise and dropped captions are drawn from a generator of each picture's place in the run, timesteps from one of the step,
+    so that they depend on neither processes nor micro-batches, and a resumed run repeats
     exactly what an uninterrupted one does.
     """
 
@@ -125,13 +127,13 @@ class Trainer:
 
     def _optimizer_step(self, batches) -> torch.Tensor:
         c = self.config
-        seed = (c.seed * 1_000_003 + self.step) * self.accelerator.num_processes + self.accelerator.process_index
+        seed = c.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(seed)
         device = self.accelerator.device
         total = torch.zeros((), device=device)
         # dropout draws from the global random state: seed it for this step only
         with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed * self.accelerator.num_processes + self.accelerator.process_index)
             for part in range(self.accumulation):
                 last = part == self.accumulation - 1
                 with nullcontext() if last else self.accelerator.no_sync(self.wrapped["unet"]):
@@ -148,16 +150,19 @@ class Trainer:
     def _loss(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         c, device = self.config, self.accelerator.device
         data = batch["pixels"].to(device, memory_format=torch.channels_last)
+        own = [torch.Generator().manual_seed(draw) for draw in batch["draw"].tolist()]
         if self.vae is not None:
-            data = encode_latents(self.vae, data, generator)
-        noise = torch.randn(data.shape, generator=generator).to(data)
+            data = encode_latents(self.vae, data, own)
+        noise = randn_tensor(data.shape, own, device, data.dtype)
         if c.offset_noise:
-            noise = offset_noise(noise, c.offset_noise, generator)
+            noise = offset_noise(noise, c.offset_noise, own)
         if c.coupling == "sinkhorn":
             noise = noise[sinkhorn_pairs(noise, data, c.coupling_epsilon, generator, relative=True)]
-        timesteps = stratified_timesteps(len(data), len(self.scheduler), generator, c.timestep_shift).to(device)
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        everywhere = stratified_timesteps(len(data) * world, len(self.scheduler), generator, c.timestep_shift)
+        timesteps = everywhere.chunk(world)[rank].to(device)
         alpha, sigma = self.scheduler.levels_at(timesteps, like=data)
-        kept = torch.rand(len(data), generator=generator) >= c.caption_dropout
+        kept = torch.cat([torch.rand(1, generator=each) for each in own]) >= c.caption_dropout
         context = None
         if self.tokenizer is not None:
             texts = [text if keep else "" for text, keep in zip(batch["text"], kept.tolist())]

@@ -122,6 +122,7 @@ def test_the_loss_of_a_fixed_batch_falls(tmp_path):
     run = build(tmp_path, max_steps=30, checkpoint_interval=30, learning_rate=5e-3, log_interval=30)
     items = [run.dataset[i, i] for i in range(16)]
     batch = {"pixels": torch.stack([i["pixels"] for i in items]), "text": [i["text"] for i in items]}
+    batch["draw"] = torch.arange(16)
 
     @torch.no_grad()
     def loss():
@@ -174,8 +175,9 @@ def test_a_resumed_run_ends_bit_equal(tmp_path, monkeypatch, finished):
     [
         {"lr_scheduler": "linear", "dataset": {"num_workers": 1}},
         {"lr_scheduler": "constant_with_warmup", "micro_batch_size": 4, "weight_decay": 0.1, "model": {"dropout": 0.2}},
+        {"coupling": "sinkhorn", "offset_noise": 0.1, "min_snr_gamma": None, "p2_gamma": 1.0},
     ],
-    ids=["workers", "accumulation-dropout"],
+    ids=["workers", "accumulation-dropout", "coupling"],
 )
 def test_resuming_is_exact_whatever_the_recipe(tmp_path, monkeypatch, changes):
     changes = {"max_steps": 3, "checkpoint_interval": 1, **changes}
@@ -391,7 +393,7 @@ def test_caption_dropout_replaces_captions_by_nothing(tmp_path, monkeypatch):
     plain = trainer.tokenize
     monkeypatch.setattr(trainer, "tokenize", lambda tokenizer, batch: (texts.extend(batch), plain(tokenizer, batch))[1])
     run = build(tmp_path, caption_dropout=0.3)
-    batch = {"pixels": torch.zeros(400, 3, 4, 4), "text": ["caption"] * 400}
+    batch = {"pixels": torch.zeros(400, 3, 4, 4), "text": ["caption"] * 400, "draw": torch.arange(400)}
     with torch.no_grad():
         run._loss(batch, seeded())
     assert set(texts) == {"caption", ""}
@@ -477,3 +479,31 @@ def test_the_script_reports_mistakes_in_one_line(tmp_path, main, capsys, argumen
 def test_the_script_reports_a_missing_recipe(tmp_path, main, capsys):
     assert main("--config", tmp_path / "nowhere.yaml") == 2
     assert "nowhere.yaml" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- several processes
+
+
+def launch(tmp_path, processes, **changes):
+    """The rows of a run on the CPU, by torchrun: ``accelerate launch --cpu`` starts one process where there is no MPI."""
+    out = tmp_path / f"on-{processes}"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(out, **changes)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += [str(ROOT / "training" / "train.py"), "--config", str(tmp_path / "recipe.yaml")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()], out
+
+
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
+    changes = {"max_steps": 50, "learning_rate": 1e-3, "checkpoint_interval": 50}
+    one, whole = launch(tmp_path, 1, batch_size=8, **changes)
+    two, shared = launch(tmp_path, 2, batch_size=4, **changes)
+    assert [row["step"] for row in two] == list(range(1, 51))
+    for a, b in zip(one, two):
+        assert b["loss"] == pytest.approx(a["loss"], abs=1e-4)
+    (first, _), (second, _) = final_state(whole), final_state(shared)
+    for name in first:
+        if name.startswith("average"):
+            torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-3)
