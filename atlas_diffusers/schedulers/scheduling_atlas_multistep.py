@@ -122,9 +122,10 @@ class AtlasMultistepScheduler(BaseScheduler):
         A scheduler with nodes and coefficients for a model, from its own fine trajectories; no back-propagation.
 
         A teacher of order 4 solves ``num_trajectories`` from random noise. Nodes are placed on its trajectories without
-        network calls, in four ways; for each, coefficients are regressed on the student's own states. What serves a
-        held-out third of the trajectories best is kept, if it is better there than the plain solver; otherwise a warning
-        says so and that step count stays plain. ``scheduler.calibration_report`` has the cost and the expected errors.
+        network calls, in several ways; for each, coefficients are regressed on the student's own states, and the best are
+        moved a little. They are kept if they are better than the plain solver on a held-out third of the trajectories;
+        otherwise a warning says so and that step count stays plain. ``scheduler.calibration_report`` has the cost and the
+        expected errors.
 
         Args:
             model: a pipeline with a ``unet``, or a function ``f(sample, timestep)`` that returns predictions of

@@ -34,9 +34,8 @@ class Trainer:
     """
     Trains ``AtlasUNet2DModel`` (and a text encoder, if the recipe has one) to denoise.
 
-    Noise and dropped captions are drawn from a generator of each picture's place in the run, timesteps from one of the step,
-    so that they depend on neither processes nor micro-batches, and a resumed run repeats
-    exactly what an uninterrupted one does.
+    Noise and dropped captions are drawn from a generator of each picture's place in the run, timesteps from one of the step:
+    processes share them as one process would have them, and a resumed run repeats exactly what an uninterrupted one does.
     """
 
     def __init__(self, config: TrainingConfig):
