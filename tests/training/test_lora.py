@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from conftest import build_tiny_pipeline, seeded
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from stock_pipelines import build_stock_pipeline, silence
 from test_trainer import assert_same_checkpoints, interrupt_at
@@ -94,13 +95,13 @@ def test_an_interrupted_run_ends_bit_equal(start, tmp_path, monkeypatch):
 
 def test_stable_diffusion_gets_adapters_that_its_own_pipeline_loads(tmp_path):
     """Trained on latents of its autoencoder."""
-    stock = build_stock_pipeline("text2img")
-    stock.save_pretrained(tmp_path / "stock")
+    build_stock_pipeline("text2img").save_pretrained(tmp_path / "stock")
     options = {"dataset": {**RECIPE["dataset"], "resolution": 64}, "max_steps": 2}
     with silence():
         run = build(tmp_path / "run", tmp_path / "stock", **options)
         assert run.scheduler.config.beta_schedule == "scaled_linear"
         folder = run.train()
+        stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock")  # of its own: what the builder returns is shared
         arguments = {"num_inference_steps": 2, "output_type": "np", "guidance_scale": 1.0}
         plain = stock("a red heart", generator=seeded(), **arguments).images
         with torch.random.fork_rng():
