@@ -26,6 +26,15 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     assert scope["pipeline"].scheduler.config.use_karras_sigmas
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_blocks_of_the_pages_that_stand_alone_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            if block.startswith(("import", "from")):
+                exec(compile(block, page.name, "exec"), {})
+
+
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()

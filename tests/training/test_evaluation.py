@@ -62,7 +62,7 @@ def test_a_run_evaluates_itself_and_draws_its_curves(tmp_path):
     assert all(row["images_per_second"] > 0 for row in rows if "loss" in row)
     for name in ("evaluation-000002.png", "curves.png"):
         with Image.open(tmp_path / name) as image:
-            assert len(set(image.convert("L").getdata())) > 20
+            assert len(image.convert("L").getcolors(256)) > 20
     build(tmp_path / "plain", max_steps=3).train()
     ends = [run.folder / "checkpoint-3" / "state.safetensors", tmp_path / "plain" / "checkpoint-3" / "state.safetensors"]
     assert ends[0].read_bytes() == ends[1].read_bytes()
