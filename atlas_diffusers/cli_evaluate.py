@@ -38,9 +38,11 @@ def add_evaluate_command(commands) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     if args.output.suffix != ".json" or not args.output.parent.is_dir():
         raise OSError(f"output {args.output}: expected a .json file in a folder that exists")
+    if args.lora is not None and not args.lora.is_dir():
+        raise OSError(f"--lora {args.lora}: there is no such folder")
     from .config import DatasetConfig, validate
     from .pipelines import AtlasPipeline
-    from .training import PictureDataset, evaluate, load_training_data, write_evaluation
+    from .training import Evaluator, PictureDataset, load_training_data, write_evaluation
 
     pipeline = AtlasPipeline.from_pretrained(args.model).to(args.device)
     pipeline.set_progress_bar_config(disable=True)
@@ -57,7 +59,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     }
     config = validate(DatasetConfig, options)
     dataset = PictureDataset(load_training_data(config), config)
-    numbers, sheet = evaluate(pipeline, dataset, args.count, args.steps, args.guidance, args.seed)
+    numbers, sheet = Evaluator(dataset)(pipeline, args.count, args.steps, args.guidance, args.seed)
     write_evaluation(numbers, sheet, args.output)
     for name, value in numbers.items():
         print(f"{name}: {value if isinstance(value, (int, str)) else f'{value:.4f}'}")

@@ -361,14 +361,22 @@ def row(problem: Problem, calls: int, peers: dict, ours: list[float], seconds: f
     return ratios
 
 
-def summarise(rows: list[list[float]]) -> None:
-    for title, ratios in zip(("ours / best peer", "calibrated / best peer", "ours / (2M, UniPC)"), zip(*rows)):
-        mean = math.exp(statistics.fmean(map(math.log, ratios)))
-        print(f"{title:24s} geometric mean {mean:.3f}   greatest {max(ratios):.3f}   of {len(ratios)} cells")
+def geometric_mean(ratios) -> float:
+    return math.exp(statistics.fmean(map(math.log, ratios)))
+
+
+def summarise(rows: dict[tuple[str, int], list[list[float]]]) -> None:
+    """Geometric means over betas for each problem and number of calls, and over everything."""
+    titles = ("ours / best peer", "calibrated / best peer", "ours / (2M, UniPC)")
+    for (name, calls), ratios in rows.items():
+        means = (f"{title} {geometric_mean(column):.3f}" for title, column in zip(titles, zip(*ratios)))
+        print(f"{name}, {calls} calls: {', '.join(means)}")
+    for title, ratios in zip(titles, zip(*(row for group in rows.values() for row in group))):
+        print(f"{title:24s} geometric mean {geometric_mean(ratios):.3f}   greatest {max(ratios):.3f}   of {len(ratios)} cells")
 
 
 def run(arguments) -> None:
-    kept, rows, notes, counts, left = PeersFile(arguments.peers), [], [], [], {}
+    kept, rows, notes, counts, left = PeersFile(arguments.peers), {}, [], [], {}
     print(f"| {HEADER} |\n{'|---' * (HEADER.count('|') + 1)}|")
     for name, betas in itertools.product(arguments.problems, arguments.betas):
         problem = Problem(name, betas, arguments.cache)
@@ -384,7 +392,8 @@ def run(arguments) -> None:
             key = f"{name}, {betas}, {calls} calls, {count} samples, {arguments.reference_steps} steps"
             found = kept.cell(key, lambda: compare_peers(problem, noise, truth, calls))  # noqa: B023
             errors = [our_error(scheduler, problem, noise, truth, calls) for scheduler in ours]
-            rows.append(row(problem, calls, found["errors"], errors, perf_counter() - start))
+            ratios = row(problem, calls, found["errors"], errors, perf_counter() - start)
+            rows.setdefault((name, calls), []).append(ratios)
             counts.append(len(found["errors"]))
             left = {reason: max(number, left.get(reason, 0)) for reason, number in found["left"].items()}
     print(f"\npeers a cell: {min(counts)} to {max(counts)} of {len(all_peers())} configurations; left out at most:", end=" ")

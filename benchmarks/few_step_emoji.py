@@ -91,19 +91,22 @@ def main() -> None:
     pictures = [image.convert("RGB") for image in load_emoji("train", CATEGORIES)["image"]]
     truth = None if arguments.no_kid else features(process.preprocess(pictures, 32, 32))
     fine = run("plain", 100)
-    names, ratios = [*PEERS, *OURS], []
+    names, ratios = [*PEERS, *OURS], {name: [] for name in OURS}
     if truth is not None:
         print(f"KID of the 100-step solution: {kid(features(fine), truth).mean:.4f}\n")
-    print(f"| calls | {' | '.join(names)} | calibrated / best peer |\n{'|---' * (len(names) + 2)}|")
+    columns = ["calls", *names, *(f"{name} / best peer" for name in OURS)]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for steps in arguments.calls:
         samples = {name: run(name, steps) for name in names}
         errors = {name: (x - fine).flatten(1).square().mean(1).sqrt().mean().item() for name, x in samples.items()}
-        ratios.append(errors["calibrated"] / min(errors[name] for name in PEERS))
+        for name, found in ratios.items():
+            found.append(errors[name] / min(errors[peer] for peer in PEERS))
         cells = [f"{error:.4f}" for error in errors.values()]
         if truth is not None:
             cells = [f"{cell} ({kid(features(samples[name]), truth).mean:.4f})" for name, cell in zip(names, cells)]
-        print(f"| {steps} | {' | '.join(cells)} | {ratios[-1]:.2f} |", flush=True)
-    print(f"\ngeometric mean of the ratios: {torch.tensor(ratios).log().mean().exp():.3f}")
+        print(f"| {steps} | {' | '.join(cells)} | {' | '.join(f'{found[-1]:.2f}' for found in ratios.values())} |", flush=True)
+    for name, found in ratios.items():
+        print(f"{name} / best peer, geometric mean: {torch.tensor(found).log().mean().exp():.3f}")
 
 
 if __name__ == "__main__":

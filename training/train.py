@@ -22,7 +22,7 @@ def main(description: str = __doc__, defaults: dict | None = None) -> int:
         from atlas_diffusers.training import Trainer
 
         folder = Trainer(config).train()
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     print(f"{folder.name}: {folder}")

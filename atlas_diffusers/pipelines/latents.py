@@ -12,6 +12,21 @@ def set_begin_index(scheduler, index: int) -> None:
         scheduler.set_begin_index(index)
 
 
+def encode_latents(
+    vae, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None, sample_mode: str = "sample"
+) -> torch.Tensor:
+    """
+    ``scaling_factor · z``, z drawn from the encoder's Gaussian or, with ``sample_mode="argmax"``, its mean.
+
+    Args:
+        vae: an ``AutoencoderKL``.
+        pixels: (batch, channels, height, width) in [-1, 1].
+        generator: draws z; a list has one a picture.
+        sample_mode: `sample` or `argmax`.
+    """
+    return retrieve_latents(vae.encode(pixels), generator, sample_mode) * vae.config.scaling_factor
+
+
 class LatentsMixin:
     """Latents of a pipeline with ``unet``, ``vae`` and ``image_processor``."""
 
@@ -32,7 +47,7 @@ class LatentsMixin:
         pixels = self.image_processor.preprocess(image, height=height, width=width)
         pixels = pixels.to(device=self._execution_device, dtype=self.unet.dtype)
         if self.vae is not None:
-            pixels = retrieve_latents(self.vae.encode(pixels), generator=generator) * self.vae.config.scaling_factor
+            pixels = encode_latents(self.vae, pixels, generator)
         if batch % len(pixels):
             raise ValueError(f"{len(pixels)} pictures do not divide a batch of {batch} samples")
         return pixels.repeat_interleave(batch // len(pixels), dim=0)

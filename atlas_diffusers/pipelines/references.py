@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -14,6 +13,7 @@ from ..config import BridgeConfig
 from ..config.reading import validate
 from ..solvers import SchrodingerBridgeSolver
 from .bridging import BridgeRun
+from .latents import encode_latents
 
 FILE = "references.safetensors"
 
@@ -96,10 +96,8 @@ class ReferencesMixin:
             pictures = "" if self.vae is None else f" or pictures {(3, height, width)}"
             raise ValueError(f"references have shape {tuple(values.shape[1:])}; expected {latent}{pictures}")
         device, dtype = self._execution_device, self.vae.dtype
-        encoded = [
-            retrieve_latents(self.vae.encode(part.to(device, dtype)), sample_mode="argmax") for part in values.split(8)
-        ]
-        return torch.cat(encoded) * self.vae.config.scaling_factor
+        parts = values.split(8)
+        return torch.cat([encode_latents(self.vae, part.to(device, dtype), sample_mode="argmax") for part in parts])
 
     def _caption_weights(self, captions: list[str], prompts: list[str], temperature: float) -> torch.Tensor:
         """Softmax over references of cos(caption, prompt)/temperature in the text encoder's pooled states, ``(prompts, m)``."""

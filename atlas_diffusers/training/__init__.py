@@ -4,11 +4,12 @@ from .bridge_matching import brownian_bridge
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .couplings import PlanSampler, sinkhorn_pairs
 from .data import PictureDataset, StepSampler, load_training_data
-from .evaluation import evaluate, write_evaluation
+from .evaluation import Evaluator, write_evaluation
 from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
 from .trainer import Trainer
 
 __all__ = [
+    "Evaluator",
     "PictureDataset",
     "PlanSampler",
     "StepSampler",
@@ -16,7 +17,6 @@ __all__ = [
     "brownian_bridge",
     "denoising_loss",
     "edm_weights",
-    "evaluate",
     "latest_checkpoint",
     "load_checkpoint",
     "load_training_data",

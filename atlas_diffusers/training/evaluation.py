@@ -15,51 +15,72 @@ SHOWN, FEWEST = 16, 8
 LARGEST_BATCH = 32
 
 
-def evaluate(
-    pipeline,
-    dataset: PictureDataset,
-    count: int = 256,
-    num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    seed: int = 0,
-) -> tuple[dict, Image.Image]:
+class Evaluator:
     """
-    Distances between generated pictures, one for each of ``count`` captions of the data, and all pictures of the data.
+    Distances between generated pictures, one for each of some captions of the data, and all pictures of the data.
 
     Args:
-        pipeline: an ``AtlasPipeline``.
-        dataset: pictures at the pipeline's resolution, with captions if it takes prompts.
-        count: pictures to generate, at least 8; captions are taken in a shuffled order, in turn.
-        num_inference_steps, guidance_scale: of the call; by default the pipeline's.
-        seed: picture i starts from noise of ``seed + i``.
-
-    Returns:
-        Numbers by name: ``kid`` (of EfficientNet-Lite0 features, see :func:`~atlas_diffusers.metrics.kid`) and its standard
-        error, ``energy_distance``, ``precision``, ``recall``, ``density`` and ``coverage`` on the same features, and the median
-        over generated pictures of the RMS distance to the nearest picture of the data, in units of [-1, 1]; and a sheet of
-        generated pictures, each above the nearest of the data.
+        dataset: pictures at a pipeline's resolution, with captions if it takes prompts; read once.
 
     Raises:
-        ValueError: for fewer than 8 pictures on either side.
+        ValueError: for fewer than 8 pictures; ``ImportError`` without the extra `eval`.
     """
-    if min(count, len(dataset)) < FEWEST:
-        raise ValueError(f"evaluation needs at least {FEWEST} pictures of each kind, got count={count} and {len(dataset)}")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-    items = [dataset[index, 0] for index in range(len(dataset))]
-    real = torch.stack([item["pixels"] for item in items])
-    prompts = [items[order[k % len(order)]]["text"] for k in range(count)]
-    found = _generate(pipeline, prompts, num_inference_steps, guidance_scale, seed)
-    if found.shape[1:] != real.shape[1:]:
-        raise ValueError(f"the pipeline makes pictures of {tuple(found.shape[1:])}, the data have {tuple(real.shape[1:])}")
-    features = [efficientnet_features((z / 2 + 0.5).clamp(0, 1)) for z in (found, real)]
-    distance, overlap = kid(*features), manifold_overlap(features[1], features[0])
-    nearest, which = nearest_neighbours(found, real)
-    numbers = {
-        "features": "EfficientNet-Lite0", "generated": count, "real": len(real),
-        "kid": distance.mean, "kid_standard_error": distance.standard_error, "energy_distance": energy_distance(*features),
-        **overlap._asdict(), "nearest_median": nearest.median().item(),
-    }  # fmt: skip
-    return numbers, _sheet(found, real[which], prompts)
+
+    def __init__(self, dataset: PictureDataset):
+        if len(dataset) < FEWEST:
+            raise ValueError(f"evaluation needs at least {FEWEST} pictures of the data, got {len(dataset)}")
+        items = [dataset[index, 0] for index in range(len(dataset))]
+        self.texts, self.pictures = [item["text"] for item in items], torch.stack([item["pixels"] for item in items])
+        self.features = _features(self.pictures)
+
+    def __call__(
+        self,
+        pipeline,
+        count: int = 256,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+    ) -> tuple[dict, Image.Image]:
+        """
+        Numbers and a sheet of pictures.
+
+        Args:
+            pipeline: an ``AtlasPipeline``.
+            count: pictures to generate, at least 8; captions are taken in a shuffled order, in turn.
+            num_inference_steps, guidance_scale: of the call; by default the pipeline's.
+            seed: picture i starts from noise of ``seed + i``.
+
+        Returns:
+            Numbers by name: ``kid`` (of EfficientNet-Lite0 features, see :func:`~atlas_diffusers.metrics.kid`) and its standard
+            error, ``energy_distance``, ``precision``, ``recall``, ``density`` and ``coverage`` on the same features, and the
+            median over generated pictures of the RMS distance to the nearest picture of the data, in units of [-1, 1]; and a
+            sheet of generated pictures, each above the nearest of the data.
+
+        Raises:
+            ValueError: for fewer than 8 pictures, or a pipeline that makes them of another shape.
+        """
+        if count < FEWEST:
+            raise ValueError(f"evaluation needs at least {FEWEST} generated pictures, got count={count}")
+        order = torch.randperm(len(self.texts), generator=torch.Generator().manual_seed(seed)).tolist()
+        prompts = [self.texts[order[k % len(order)]] for k in range(count)]
+        found = _generate(pipeline, prompts, num_inference_steps, guidance_scale, seed)
+        shapes = [tuple(pictures.shape[1:]) for pictures in (found, self.pictures)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"the pipeline makes pictures of {shapes[0]}, the data have {shapes[1]}")
+        features = _features(found)
+        distance, overlap = kid(features, self.features), manifold_overlap(self.features, features)
+        nearest, which = nearest_neighbours(found, self.pictures)
+        numbers = {
+            "features": "EfficientNet-Lite0", "generated": count, "real": len(self.pictures), "kid": distance.mean,
+            "kid_standard_error": distance.standard_error, "energy_distance": energy_distance(features, self.features),
+            **overlap._asdict(), "nearest_median": nearest.median().item(),
+        }  # fmt: skip
+        return numbers, _sheet(found, self.pictures[which], prompts)
+
+
+def _features(pictures: torch.Tensor) -> torch.Tensor:
+    """(n, 1280) of pictures in [-1, 1]."""
+    return efficientnet_features((pictures / 2 + 0.5).clamp(0, 1))
 
 
 def _generate(pipeline, prompts: list[str], steps, guidance_scale, seed: int) -> torch.Tensor:

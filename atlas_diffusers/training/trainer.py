@@ -19,11 +19,11 @@ import atlas_diffusers
 from ..conditioning import tokenize
 from ..config import TrainingConfig
 from ..pipelines.grids import labelled_grid
+from ..pipelines.latents import encode_latents
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .couplings import sinkhorn_pairs
 from .data import PictureDataset, StepSampler, load_training_data
-from .evaluation import evaluate, write_evaluation
-from .latents import encode_latents
+from .evaluation import Evaluator, write_evaluation
 from .lora import write_adapters
 from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
 from .networks import build_networks
@@ -48,6 +48,8 @@ class Trainer:
             project_dir=config.output_dir,
             dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         )
+        if missing := set(config.trackers) - {"all"} - {str(tracker) for tracker in self.accelerator.log_with}:
+            raise ValueError(f"trackers={sorted(missing)}: their packages are not installed")
         self.folder = Path(config.output_dir)
         self.dataset = PictureDataset(load_training_data(config.dataset), config.dataset)
         if len(self.dataset) == 0:
@@ -88,6 +90,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if main:
             (self.folder / "recipe.json").write_text(c.model_dump_json(indent=1))
+        evaluator = self._evaluator() if main and c.eval_interval else None
         recorder, batches, running = Recorder(c, self.accelerator, self.step), iter(self._loader()), []
         while self.step < c.max_steps:
             running.append(self._optimizer_step(batches))
@@ -103,8 +106,8 @@ class Trainer:
                 self.save_checkpoint()
             if c.sample_interval and self.step % c.sample_interval == 0 and main:
                 self._sample_grid()
-            if c.eval_interval and self.step % c.eval_interval == 0 and main:
-                self._evaluate(recorder)
+            if evaluator is not None and self.step % c.eval_interval == 0:
+                self._evaluate(evaluator, recorder)
         recorder.finish()
         result = self.folder / ("pipeline" if c.lora is None else "lora")
         if main:
@@ -151,7 +154,8 @@ class Trainer:
         data = batch["pixels"].to(device, memory_format=torch.channels_last)
         own = [torch.Generator().manual_seed(draw) for draw in batch["draw"].tolist()]
         if self.vae is not None:
-            data = encode_latents(self.vae, data, own)
+            with torch.no_grad():
+                data = encode_latents(self.vae, data, own)
         noise = randn_tensor(data.shape, own, device, data.dtype)
         if c.offset_noise:
             noise = offset_noise(noise, c.offset_noise, own)
@@ -275,13 +279,15 @@ class Trainer:
             images = pipeline(**arguments, generator=generators).images
         labelled_grid(images, prompts or [""] * count).save(self.folder / f"sample-{self.step:06d}.png")
 
-    def _evaluate(self, recorder: Recorder) -> None:
+    def _evaluator(self) -> Evaluator:
         config = self.config.eval_dataset or self.config.dataset.model_copy(update={"random_flip": False})
-        dataset = PictureDataset(load_training_data(config), config)
+        return Evaluator(PictureDataset(load_training_data(config), config))
+
+    def _evaluate(self, evaluator: Evaluator, recorder: Recorder) -> None:
         with self.averaged() as networks:
             pipeline = self.build_pipeline(networks)
             pipeline.set_progress_bar_config(disable=True)
-            numbers, sheet = evaluate(pipeline, dataset, self.config.eval_count)
+            numbers, sheet = evaluator(pipeline, self.config.eval_count)
         write_evaluation(numbers, sheet, self.folder / f"evaluation-{self.step:06d}.json")
         recorder.write({"step": self.step, **numbers})
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.utils import LoggerType
 from conftest import build_tiny_pipeline, build_tiny_unet
 from PIL import Image
 from test_trainer import build
@@ -11,7 +13,7 @@ from test_trainer import build
 from atlas_diffusers.cli import main
 from atlas_diffusers.config import DatasetConfig
 from atlas_diffusers.metrics import efficientnet_features, energy_distance, kid, manifold_overlap
-from atlas_diffusers.training import PictureDataset, evaluate, load_training_data
+from atlas_diffusers.training import Evaluator, PictureDataset, load_training_data
 
 DATA = {"name": "embedded:emoji", "categories": ["Activities"], "resolution": 8}
 
@@ -25,7 +27,7 @@ def dataset():
 def test_the_numbers_are_those_of_the_metrics(dataset):
     """Each caption's picture from the noise of its own seed."""
     pipeline = build_tiny_pipeline()
-    numbers, sheet = evaluate(pipeline, dataset, count=14, num_inference_steps=2, guidance_scale=1.0, seed=3)
+    numbers, sheet = Evaluator(dataset)(pipeline, count=14, num_inference_steps=2, guidance_scale=1.0, seed=3)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3)).tolist()
     prompts = [dataset[order[k % 12], 0]["text"] for k in range(14)]
     images = [
@@ -45,11 +47,14 @@ def test_the_numbers_are_those_of_the_metrics(dataset):
 
 
 def test_too_few_pictures_and_another_size_are_named(dataset):
-    with pytest.raises(ValueError, match="at least 8 pictures of each kind, got count=7 and 12"):
-        evaluate(build_tiny_pipeline(), dataset, count=7)
+    evaluator, few = Evaluator(dataset), PictureDataset(dataset.data.select(range(7)), dataset.config)
+    with pytest.raises(ValueError, match="at least 8 generated pictures, got count=7"):
+        evaluator(build_tiny_pipeline(), count=7)
+    with pytest.raises(ValueError, match="at least 8 pictures of the data, got 7"):
+        Evaluator(few)
     pipeline = build_tiny_pipeline(unet=build_tiny_unet(sample_size=16), text_encoder=None, tokenizer=None)
     with pytest.raises(ValueError, match=r"pictures of \(3, 16, 16\), the data have \(3, 8, 8\)"):
-        evaluate(pipeline, dataset, count=8, num_inference_steps=1)
+        evaluator(pipeline, count=8, num_inference_steps=1)
 
 
 def test_a_run_evaluates_itself_and_draws_its_curves(tmp_path):
@@ -86,3 +91,28 @@ def test_the_command_writes_numbers_and_a_sheet(tmp_path, capsys):
     assert f"kid: {numbers['kid']:.4f}" in capsys.readouterr().out and (tmp_path / "scores.png").is_file()
     assert main([*arguments, "-o", str(tmp_path / "missing" / "scores.json")]) == 2
     assert "expected a .json file in a folder that exists" in capsys.readouterr().err
+    assert main([*arguments, "--lora", str(tmp_path / "missing"), "-o", str(tmp_path / "scores.json")]) == 2
+    assert "missing: there is no such folder" in capsys.readouterr().err
+
+
+def test_a_tracker_gets_the_rows(tmp_path, monkeypatch):
+    class Tracker(GeneralTracker):
+        name, requires_logging_directory, tracker, rows = "tensorboard", False, None, []
+
+        def __init__(self, run_name, **options):
+            super().__init__()
+
+        def log(self, values, step, **options):
+            self.rows.append((step, values))
+
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "tensorboard", Tracker)
+    build(tmp_path, max_steps=2, trackers=["tensorboard"]).train()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert Tracker.rows == [(row["step"], row) for row in rows] and len(rows) == 2
+
+
+def test_a_tracker_whose_package_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    with pytest.raises(ValueError, match=r"trackers=\['tensorboard'\]: their packages are not installed"):
+        build(tmp_path, trackers=["tensorboard"])
