@@ -25,6 +25,7 @@ CLASSES = {
     "LaplaceNoiseScheduler": ".schedulers",
     "KarrasNoiseScheduler": ".schedulers",
     "AtlasPipeline": ".pipelines",
+    "AtlasBridgePipeline": ".pipelines",
 }
 
 METHODS = {

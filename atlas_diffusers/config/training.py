@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+DEFAULT_STEPS = 1000
 LOSS_WEIGHTS = ("min_snr_gamma", "p2_gamma", "edm_sigma_data")
 
 
@@ -14,20 +15,35 @@ class StrictModel(BaseModel):
 
 
 class DatasetConfig(StrictModel):
-    """Where pictures and captions come from."""
+    """Where pictures, captions and labels come from."""
 
-    name: str = Field("embedded:emoji", description="`embedded:emoji`, `imagefolder`, a parquet file or a hub id")
-    root: str | None = Field(None, description="folder of an imagefolder dataset")
+    name: str = Field(
+        "embedded:emoji",
+        description="`embedded:emoji`, `embedded:digits`, `imagefolder`, `disk` (`save_to_disk`), a parquet file or a hub id",
+    )
+    root: str | None = Field(None, description="folder of an `imagefolder` or `disk` dataset")
     split: str = "train"
+    download: bool = Field(True, description="whether a hub id may be fetched; false takes the local cache only")
+    streaming: bool = Field(False, description="read in the order of the source, without a copy on disk")
+    shuffle_buffer: int = Field(1024, ge=1, description="pictures that a stream reads and shuffles at a time")
     categories: list[str] | None = Field(None, description="keep only these categories (embedded emoji)")
     image_column: str = "image"
     caption_column: str | None = Field("text", description="null trains without prompts")
     aliases_column: str | None = Field(None, description="a list of further captions, one drawn at random each time")
     alias_probability: float = Field(0.3, ge=0, le=1, description="how often an alias replaces the caption")
+    label_column: str | None = Field(None, description="integer labels for a network with `num_class_embeds`")
     resolution: int = Field(32, ge=1)
+    channels: Literal[1, 3] = Field(3, description="1 trains on grey pictures")
     center_crop: bool = True
     random_flip: bool = False
+    skip_bad_images: bool = Field(False, description="replace a picture that cannot be read by the next one, and count it")
     num_workers: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_root(self):
+        if (self.name in ("imagefolder", "disk")) != (self.root is not None):
+            raise ValueError(f"name={self.name!r} with root={self.root!r}: imagefolder and disk need a root, others take none")
+        return self
 
 
 class TextEncoderConfig(StrictModel):
@@ -61,6 +77,7 @@ class TrainingConfig(StrictModel):
     init_from: str | None = Field(None, description="pipeline whose network, text encoder and tokenizer training starts from")
     model: dict[str, Any] = Field(default_factory=dict, description="arguments of AtlasUNet2DModel")
     text_encoder: TextEncoderConfig | None = TextEncoderConfig()
+    train_text_encoder: bool = Field(True, description="false keeps the text encoder of init_from as it is")
     lora: LoRAConfig | None = Field(None, description="train adapters of init_from instead of its weights")
     scheduler: dict[str, Any] | None = Field(
         None, description="a scheduler configuration; by default that of init_from, or AtlasDDIMScheduler's"
@@ -68,7 +85,8 @@ class TrainingConfig(StrictModel):
 
     batch_size: int = Field(32, ge=1, description="pictures an optimiser step and process")
     micro_batch_size: int | None = Field(None, ge=1, description="pictures a backward pass; must divide batch_size")
-    max_steps: int = Field(1000, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="optimiser steps; 1000 without `epochs`")
+    epochs: int | None = Field(None, ge=1, description="passes over the data, instead of max_steps")
     learning_rate: float = Field(1e-3, gt=0)
     lr_scheduler: Literal["constant_with_warmup", "cosine", "linear"] = "cosine"
     warmup_steps: int = Field(100, ge=0)
@@ -79,14 +97,26 @@ class TrainingConfig(StrictModel):
     p2_gamma: float | None = Field(None, gt=0, description="γ of P2 weights 1/(1 + SNR)^γ (arXiv 2204.00227)")
     edm_sigma_data: float | None = Field(None, gt=0, description="σ_data of EDM's weights (arXiv 2206.00364)")
     offset_noise: float = Field(0.0, ge=0, description="standard deviation of a shift of each channel's noise")
-    coupling: Literal["independent", "sinkhorn"] = Field(
-        "independent", description="`sinkhorn` pairs noise and data of a batch by entropic transport (arXiv 2304.14772)"
+    objective: Literal["denoising", "bridge_matching"] = Field(
+        "denoising", description="`bridge_matching` learns to carry source_dataset to dataset (arXiv 2307.03672)"
+    )
+    source_dataset: DatasetConfig | None = Field(None, description="pictures that a bridge starts from")
+    bridge_sigma: float = Field(0.0, ge=0, description="σ of the Brownian bridges, in units of [-1, 1]; 0: straight lines")
+    coupling: Literal["independent", "sinkhorn", "paired"] = Field(
+        "independent",
+        description="`sinkhorn` pairs noise (or source) and data of a batch by entropic transport (arXiv 2304.14772); "
+        "`paired`: source and data of equal caption",
     )
     coupling_epsilon: float = Field(0.02, gt=0, description="ε of that transport, times the mean squared distance")
+    num_resolutions: int = Field(
+        1, ge=1, description="train at this many resolutions, each half the one before, drawn anew for each micro-batch"
+    )
     timestep_shift: float = Field(1.0, gt=0, description="above 1 trains noisy timesteps more often (arXiv 2403.03206)")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="how often the caption is empty, for guidance")
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
+    cache_latents: bool = Field(False, description="encode every picture once, into safetensors files in output_dir")
+    cache_text_embeddings: bool = Field(False, description="the same for captions; the text encoder must not train")
 
     log_interval: int = Field(50, ge=1)
     checkpoint_interval: int = Field(500, ge=1)
@@ -102,17 +132,52 @@ class TrainingConfig(StrictModel):
     save_dtype: Literal["float32", "float16"] = Field("float32", description="of the saved network's, or adapters', weights")
     guidance_scale: float = Field(3.0, ge=1, description="of sample grids, and the default of the saved pipeline")
 
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether a text encoder, if there is one, has weights that train."""
+        return bool(self.lora.text_encoder_modules) if self.lora is not None else self.train_text_encoder
+
     @model_validator(mode="after")
-    def _fits(self):
+    def _batches_fit(self):
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}")
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError(f"give epochs={self.epochs} or max_steps={self.max_steps}, not both")
+        if self.epochs is None and self.max_steps is None:
+            self.max_steps = DEFAULT_STEPS
+        if self.dataset.streaming and (self.epochs is not None or self.cache_latents):
+            raise ValueError("a stream has no known length: with dataset.streaming give max_steps, and no cache_latents")
+        if self.cache_latents and self.dataset.skip_bad_images:
+            raise ValueError("cache_latents reads every picture: it cannot be used with dataset.skip_bad_images")
+        return self
+
+    @model_validator(mode="after")
+    def _networks_fit(self):
         if self.init_from is not None and self.model:
             raise ValueError("give init_from or model, not both: init_from brings its own network")
         if self.lora is not None and self.init_from is None:
             raise ValueError("lora needs init_from, the pipeline to adapt")
+        if self.text_encoder is not None and self.dataset.caption_column is None:
+            raise ValueError("text_encoder needs dataset.caption_column; set text_encoder: null to train without prompts")
+        if self.init_from is None and self.text_encoder is not None and not self.train_text_encoder:
+            raise ValueError("train_text_encoder: false needs init_from, whose text encoder stays as it is")
+        if self.cache_text_embeddings and self.trains_text_encoder:
+            raise ValueError("cache_text_embeddings needs a text encoder that does not train: train_text_encoder: false")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self):
         chosen = [name for name in LOSS_WEIGHTS if getattr(self, name) is not None]
         if len(chosen) > 1:
             raise ValueError(f"give at most one of {', '.join(LOSS_WEIGHTS)}, got {', '.join(chosen)}")
-        if self.text_encoder is not None and self.dataset.caption_column is None:
-            raise ValueError("text_encoder needs dataset.caption_column; set text_encoder: null to train without prompts")
+        bridging = self.objective == "bridge_matching"
+        if bridging != (self.source_dataset is not None):
+            raise ValueError(f"objective={self.objective!r}: bridge_matching needs source_dataset, denoising takes none")
+        if self.coupling == "paired" and not bridging:
+            raise ValueError("coupling='paired' pairs two data sets: it needs objective='bridge_matching'")
+        if bridging:
+            if not_used := [*chosen, *(name for name in ("offset_noise", "cache_latents", "scheduler") if getattr(self, name))]:
+                raise ValueError(f"{', '.join(not_used)}: not used by objective='bridge_matching'")
+            if self.dataset.streaming or self.source_dataset.streaming:
+                raise ValueError("objective='bridge_matching' pairs pictures by their place: its data cannot be streamed")
         return self

@@ -61,6 +61,7 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         dropout: dropout probability in the residual blocks and transformers.
         norm_num_groups: groups of every group norm; must divide every level's width.
         time_cond_proj_dim: width of ``timestep_cond`` (guidance embedding of distilled models), or ``None``.
+        num_resolutions: resolutions that it was trained at, each half the one before.
 
     Raises:
         ValueError: for widths, levels or heads that do not fit each other.
@@ -90,6 +91,7 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         dropout: float = 0.0,
         norm_num_groups: int = 32,
         time_cond_proj_dim: int | None = None,
+        num_resolutions: int = 1,
     ):
         super().__init__()
         self._check_config()

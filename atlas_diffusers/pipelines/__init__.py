@@ -2,5 +2,6 @@
 
 from .grids import labelled_grid
 from .pipeline_atlas import AtlasPipeline
+from .pipeline_bridge import AtlasBridgePipeline
 
-__all__ = ["AtlasPipeline", "labelled_grid"]
+__all__ = ["AtlasBridgePipeline", "AtlasPipeline", "labelled_grid"]

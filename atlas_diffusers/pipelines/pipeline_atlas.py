@@ -254,7 +254,8 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
         self, scheduler, latents, t, prompt_embeds, labels, attention_kwargs, bridge: BridgeRun | None
     ) -> torch.Tensor:
         """The network's prediction at ``t``, replaced or corrected by the bridge where there is one."""
-        model_input = scheduler.scale_model_input(latents, t)
+        # Diffusers' flow-matching schedulers have no scaling
+        model_input = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
         rows = torch.arange(len(latents), device=latents.device)
         couplings = {} if bridge is None else bridge.couplings(latents, t)
         if bridge is not None:

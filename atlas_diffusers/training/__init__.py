@@ -3,16 +3,20 @@
 from .bridge_matching import brownian_bridge
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .couplings import PlanSampler, sinkhorn_pairs
-from .data import PictureDataset, StepSampler, load_training_data
+from .data import BridgePairs, PictureDataset
 from .evaluation import Evaluator, write_evaluation
 from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
+from .order import StepSampler, StreamSampler
+from .sources import load_training_data
 from .trainer import Trainer
 
 __all__ = [
+    "BridgePairs",
     "Evaluator",
     "PictureDataset",
     "PlanSampler",
     "StepSampler",
+    "StreamSampler",
     "Trainer",
     "brownian_bridge",
     "denoising_loss",

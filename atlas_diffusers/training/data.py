@@ -1,39 +1,20 @@
-"""Pictures and captions for training, in an order that depends only on the seed and the step."""
+"""Pictures, captions and labels for training; an item depends on the seed and its place in the run, and on nothing else."""
 
 import random
-from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from ..config import DatasetConfig
-from ..pretrained import load_emoji
+
+CAPTIONS_OF_STREAM = 10_000
 
 
-def load_training_data(config: DatasetConfig):
-    """The ``datasets.Dataset`` that a recipe names, images not yet decoded."""
-    import datasets
-
-    if config.name == "embedded:emoji":
-        data = load_emoji(config.split, config.categories)
-    elif config.name == "imagefolder":
-        if config.root is None:
-            raise ValueError("dataset.name='imagefolder' needs dataset.root, the folder of pictures")
-        data = datasets.load_dataset("imagefolder", data_dir=config.root, split=config.split)
-    elif config.name.endswith(".parquet"):
-        data = datasets.load_dataset("parquet", data_files=config.name, split="train")
-    else:
-        data = datasets.load_dataset(config.name, split=config.split)
-    for column in (config.image_column, config.caption_column, config.aliases_column):
-        if column is not None and column not in data.column_names:
-            raise ValueError(f"dataset {config.name!r} has no column {column!r}; its columns are {data.column_names}")
-    return data.cast_column(config.image_column, datasets.Image(decode=False))
-
-
-def decode(picture: dict, index: int) -> Image.Image:
-    """A picture of an undecoded image column as RGB on white; a file that cannot be read is named in the ``OSError``."""
+def decode(picture: dict, index: int | None = None, channels: int = 3) -> Image.Image:
+    """A picture of an undecoded image column as RGB (or grey) on white; the ``OSError`` names a file that cannot be read."""
     import io
 
     try:
@@ -45,8 +26,9 @@ def decode(picture: dict, index: int) -> Image.Image:
                 image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
             image = image.convert("RGBA")
     except OSError as error:
-        raise OSError(f"picture {picture['path'] or f'number {index}'} cannot be read: {error}") from error
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        name = picture["path"] or ("of a stream" if index is None else f"number {index}")
+        raise OSError(f"picture {name} cannot be read: {error}") from error
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB" if channels == 3 else "L")
 
 
 def resize(image: Image.Image, resolution: int, center_crop: bool) -> Image.Image:
@@ -62,10 +44,11 @@ def resize(image: Image.Image, resolution: int, center_crop: bool) -> Image.Imag
 
 class PictureDataset(Dataset):
     """
-    Maps ``(index, draw)`` to ``{"pixels": (3, resolution, resolution) in [-1, 1], "text": caption, "draw": draw}``.
+    Maps ``(index, draw)``, or ``(row, draw)`` of a stream, to an item:
 
-    ``draw`` is an integer that decides flip and choice of caption, so that an item is the same in every process and
-    after every restart.
+    ``pixels`` (channels, resolution, resolution) in [-1, 1], ``text``, ``draw``, with a label column ``label``, and with
+    ``skip_bad_images`` the number ``skipped`` on the way. ``draw`` is an integer that decides flip and choice of caption, so
+    that an item is the same in every process and after every restart.
     """
 
     def __init__(self, data, config: DatasetConfig):
@@ -74,48 +57,107 @@ class PictureDataset(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, item: tuple[int, int]) -> dict:
-        index, draw = item
-        row, c = self.data[index], self.config
+    def __getitem__(self, item: tuple[int | dict, int]) -> dict:
+        place, draw = item
+        row, image, skipped = self._readable(place)
+        pixels, c = self._pixels(image), self.config
         choice = random.Random(draw)
-        image = resize(decode(row[c.image_column], index), c.resolution, c.center_crop)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
-        if c.random_flip and choice.random() < 0.5:
+        if flipped(choice, c):
             pixels = pixels.flip(-1)
-        text = row[c.caption_column] if c.caption_column else ""
-        aliases = row[c.aliases_column] if c.aliases_column else []
-        if aliases and choice.random() < c.alias_probability:
-            text = choice.choice(aliases)
-        return {"pixels": pixels, "text": text, "draw": draw}
+        found = {"pixels": pixels, "text": caption(row, choice, c), "draw": draw}
+        if c.label_column:
+            found["label"] = int(row[c.label_column])
+        return found | {"skipped": skipped} if c.skip_bad_images else found
+
+    def _readable(self, place: int | dict) -> tuple[dict, Image.Image, int]:
+        """The row at ``place``, its picture, and how many rows before it were skipped because theirs cannot be read."""
+        c = self.config
+        if isinstance(place, dict):
+            return place, decode(place[c.image_column], channels=c.channels), 0
+        for skipped in range(len(self.data)):
+            index = (place + skipped) % len(self.data)
+            row = self.data[index]
+            try:
+                return row, decode(row[c.image_column], index, c.channels), skipped
+            except OSError:
+                if not c.skip_bad_images:
+                    raise
+        raise OSError(f"dataset {c.name!r}: none of its {len(self.data)} pictures can be read")
+
+    def _pixels(self, image: Image.Image) -> torch.Tensor:
+        c = self.config
+        array = np.array(resize(image, c.resolution, c.center_crop)).reshape(c.resolution, c.resolution, c.channels)
+        return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
 
     def captions(self) -> list[str]:
-        """Every text that an item may carry."""
+        """Every text that an item may carry; of a stream, those of the first 10,000 rows."""
         c = self.config
-        columns = [self.data[c.caption_column]] if c.caption_column else []
-        if c.aliases_column:
-            columns += self.data[c.aliases_column]
-        return [text for column in columns for text in column]
+        columns = [column for column in (c.caption_column, c.aliases_column) if column is not None]
+        if not columns:
+            return []
+        rows = islice(self.data, CAPTIONS_OF_STREAM) if c.streaming else self.data.select_columns(columns)
+        texts = []
+        for row in rows:
+            texts += [] if c.caption_column is None else [row[c.caption_column]]
+            texts += [] if c.aliases_column is None else row[c.aliases_column]
+        return texts
 
 
-class StepSampler(Sampler):
+def flipped(choice: random.Random, config: DatasetConfig) -> bool:
+    """Whether an item is mirrored; the first thing that its draw decides."""
+    return config.random_flip and choice.random() < 0.5
+
+
+def caption(row: dict, choice: random.Random, config: DatasetConfig) -> str:
+    """The text of an item, which is the second thing that its draw decides."""
+    if config.caption_column is None:
+        return ""
+    text = row[config.caption_column]
+    aliases = row[config.aliases_column] if config.aliases_column else []
+    if aliases and choice.random() < config.alias_probability:
+        text = choice.choice(aliases)
+    if not isinstance(text, str):
+        name = (row[config.image_column] or {}).get("path") or "a picture"
+        raise ValueError(f"{name} has no caption in column {config.caption_column!r} (found {text!r})")
+    return text
+
+
+class BridgePairs(Dataset):
     """
-    Endless shuffled passes over ``length`` items as lists of ``(index, draw)``, starting at batch ``start``.
+    Items of ``target`` with, under ``source``, the pixels of a picture of ``source``: of the same caption where ``paired``,
+    otherwise any, by ``draw``.
 
-    Batch k holds positions k·batch_size onwards of the passes laid end to end; each pass has its own permutation.
+    Raises:
+        ValueError: if pairs are asked for and a target has no source of its caption.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0):
-        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
+    def __init__(self, target: PictureDataset, source: PictureDataset, paired: bool):
+        self.target, self.source, self.partners = target, source, None
+        if paired:
+            columns = target.config.caption_column, source.config.caption_column
+            if None in columns:
+                raise ValueError("coupling='paired' pairs pictures by caption: both data sets need a caption_column")
+            places = {text: index for index, text in reversed(list(enumerate(source.data[columns[1]])))}
+            texts = target.data[columns[0]]
+            if missing := sorted({text for text in texts if text not in places}):
+                raise ValueError(f"coupling='paired': {len(missing)} captions have no source picture: {missing[:5]}")
+            self.partners = [places[text] for text in texts]
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        position, order, current = self.start * self.batch_size, None, -1
-        while True:
-            batch = []
-            for place in range(position, position + self.batch_size):
-                epoch, offset = divmod(place, self.length)
-                if epoch != current:
-                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-                    order, current = torch.randperm(self.length, generator=generator).tolist(), epoch
-                batch.append((order[offset], self.seed * 1_000_003 + place))
-            position += self.batch_size
-            yield batch
+    @property
+    def config(self) -> DatasetConfig:
+        """That of the target."""
+        return self.target.config
+
+    def captions(self) -> list[str]:
+        """Those of the target."""
+        return self.target.captions()
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict:
+        index, draw = item
+        free = self.partners is None
+        partner = random.Random(f"source {draw}").randrange(len(self.source)) if free else self.partners[index]
+        # the same draw: a pair is mirrored together
+        return self.target[index, draw] | {"source": self.source[partner, draw]["pixels"]}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..metrics import efficientnet_features, energy_distance, kid, manifold_overlap, nearest_neighbours
 from ..pipelines.grids import labelled_grid
-from .data import PictureDataset
+from .data import BridgePairs, PictureDataset
 
 SHOWN, FEWEST = 16, 8
 LARGEST_BATCH = 32
@@ -20,17 +20,19 @@ class Evaluator:
     Distances between generated pictures, one for each of some captions of the data, and all pictures of the data.
 
     Args:
-        dataset: pictures at a pipeline's resolution, with captions if it takes prompts; read once.
+        dataset: pictures at a pipeline's resolution, with captions if it takes prompts, and for a bridge with what it starts
+            from; read once.
 
     Raises:
         ValueError: for fewer than 8 pictures; ``ImportError`` without the extra `eval`.
     """
 
-    def __init__(self, dataset: PictureDataset):
+    def __init__(self, dataset: PictureDataset | BridgePairs):
         if len(dataset) < FEWEST:
             raise ValueError(f"evaluation needs at least {FEWEST} pictures of the data, got {len(dataset)}")
-        items = [dataset[index, 0] for index in range(len(dataset))]
-        self.texts, self.pictures = [item["text"] for item in items], torch.stack([item["pixels"] for item in items])
+        self.items = [dataset[index, 0] for index in range(len(dataset))]
+        self.pictures = torch.stack([item["pixels"] for item in self.items])
+        self.paired = isinstance(dataset, BridgePairs) and dataset.partners is not None
         self.features = _features(self.pictures)
 
     def __call__(
@@ -53,17 +55,18 @@ class Evaluator:
         Returns:
             Numbers by name: ``kid`` (of EfficientNet-Lite0 features, see :func:`~atlas_diffusers.metrics.kid`) and its standard
             error, ``energy_distance``, ``precision``, ``recall``, ``density`` and ``coverage`` on the same features, and the
-            median over generated pictures of the RMS distance to the nearest picture of the data, in units of [-1, 1]; and a
-            sheet of generated pictures, each above the nearest of the data.
+            median over generated pictures of the RMS distance to the nearest picture of the data, in units of [-1, 1]; for a
+            bridge between pairs also ``paired_rms`` and ``source_rms``, the mean RMS distances of what it makes, and of what it
+            starts from, to the other of the pair; and a sheet of generated pictures, each above the nearest of the data.
 
         Raises:
             ValueError: for fewer than 8 pictures, or a pipeline that makes them of another shape.
         """
         if count < FEWEST:
             raise ValueError(f"evaluation needs at least {FEWEST} generated pictures, got count={count}")
-        order = torch.randperm(len(self.texts), generator=torch.Generator().manual_seed(seed)).tolist()
-        prompts = [self.texts[order[k % len(order)]] for k in range(count)]
-        found = _generate(pipeline, prompts, num_inference_steps, guidance_scale, seed)
+        order = torch.randperm(len(self.items), generator=torch.Generator().manual_seed(seed)).tolist()
+        chosen = [self.items[order[k % len(order)]] for k in range(count)]
+        found = _generate(pipeline, chosen, num_inference_steps, guidance_scale, seed)
         shapes = [tuple(pictures.shape[1:]) for pictures in (found, self.pictures)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"the pipeline makes pictures of {shapes[0]}, the data have {shapes[1]}")
@@ -75,26 +78,51 @@ class Evaluator:
             "kid_standard_error": distance.standard_error, "energy_distance": energy_distance(features, self.features),
             **overlap._asdict(), "nearest_median": nearest.median().item(),
         }  # fmt: skip
-        return numbers, _sheet(found, self.pictures[which], prompts)
+        if self.paired:
+            sources, targets = (torch.stack([item[name] for item in chosen]) for name in ("source", "pixels"))
+            numbers |= {"paired_rms": _rms(found, targets), "source_rms": _rms(sources, targets)}
+        return numbers, _sheet(found, self.pictures[which], [item["text"] for item in chosen])
+
+
+def _rms(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).square().flatten(1).mean(1).sqrt().mean().item()
 
 
 def _features(pictures: torch.Tensor) -> torch.Tensor:
     """(n, 1280) of pictures in [-1, 1]."""
-    return efficientnet_features((pictures / 2 + 0.5).clamp(0, 1))
+    return efficientnet_features((pictures / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1))
 
 
-def _generate(pipeline, prompts: list[str], steps, guidance_scale, seed: int) -> torch.Tensor:
+def call_inputs(pipeline, items: list[dict]) -> dict:
+    """What a pipeline is called with for a picture like each of some items: source, caption and label, where it takes them."""
+    inputs = {}
+    if pipeline.has_text:
+        inputs["prompt"] = [item["text"] for item in items]
+    if "label" in items[0]:
+        inputs["class_labels"] = [item["label"] for item in items]
+    if "source" in items[0]:
+        return inputs | {"image": torch.stack([item["source"] for item in items]) / 2 + 0.5}
+    return inputs or {"num_images_per_prompt": len(items)}
+
+
+def _generate(pipeline, items: list[dict], steps, guidance_scale, seed: int) -> torch.Tensor:
     """(count, channels, height, width) in [-1, 1]."""
-    parts, prompted = [], pipeline.has_text
-    for start in range(0, len(prompts), LARGEST_BATCH):
-        texts = prompts[start : start + LARGEST_BATCH]
-        generators = [torch.Generator().manual_seed(seed + start + k) for k in range(len(texts))]
-        who = {"prompt": texts} if prompted else {"num_images_per_prompt": len(texts)}
+    parts = []
+    for start in range(0, len(items), LARGEST_BATCH):
+        part = items[start : start + LARGEST_BATCH]
+        generators = [torch.Generator().manual_seed(seed + start + k) for k in range(len(part))]
         images = pipeline(
-            **who, num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators, output_type="pt"
-        ).images
+            **call_inputs(pipeline, part), num_inference_steps=steps, guidance_scale=guidance_scale, generator=generators,
+            output_type="pt",
+        ).images  # fmt: skip
         parts.append(images.float().cpu() * 2 - 1)
     return torch.cat(parts)
+
+
+def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
+    """PIL pictures of (n, channels, height, width) in [-1, 1]."""
+    values = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture) for picture in values]
 
 
 def _sheet(found: torch.Tensor, nearest: torch.Tensor, prompts: list[str]) -> Image.Image:
@@ -103,8 +131,7 @@ def _sheet(found: torch.Tensor, nearest: torch.Tensor, prompts: list[str]) -> Im
     for start in range(0, min(SHOWN, len(found)), 8):
         row = slice(start, min(start + 8, len(found)))
         for pictures, names in ((found[row], prompts[row]), (nearest[row], ["nearest"] * 8)):
-            pixels = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            images += [Image.fromarray(picture) for picture in pixels]
+            images += to_pictures(pictures)
             labels += names[: len(pictures)]
     return labelled_grid(images, labels, columns=min(8, math.ceil(len(images) / 2)), tile=96)
 

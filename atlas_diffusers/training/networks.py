@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 import atlas_diffusers
 
 from ..conditioning import build_text_encoder, build_tokenizer
 from ..config import TrainingConfig
 from ..models import AtlasUNet2DModel
-from .data import PictureDataset
 from .lora import add_adapters
 
 
@@ -24,41 +24,74 @@ class Networks:
     scheduler: object
 
 
-def build_networks(config: TrainingConfig, dataset: PictureDataset) -> Networks:
+def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     """
     In float32; the weights of new ones depend on ``config.seed`` alone.
 
     Raises:
-        ValueError: for a scheduler that does not exist, adapters for modules that do not, and arguments of networks out of
-            range.
+        ValueError: for a scheduler that does not exist, adapters for modules that do not, arguments of networks out of range,
+            and a resolution or labels that the network cannot take.
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         if config.init_from is None:
-            networks, process = _new_networks(config, dataset), {}
+            networks, process = _new_networks(config, captions), {}
         else:
             start = atlas_diffusers.AtlasPipeline.from_pretrained(config.init_from, dtype=torch.float32)
             networks = Networks(start.unet, start.text_encoder, start.tokenizer, start.vae, None)
             process = start.scheduler.config
         if config.lora is not None:
             add_adapters(networks.unet, networks.text_encoder, config.lora)
-    if config.scheduler is None:
-        networks.scheduler = atlas_diffusers.AtlasDDIMScheduler.from_config(process)
-    else:
-        networks.scheduler = scheduler_from_dict(config.scheduler)
-    if networks.vae is not None:
-        networks.vae.requires_grad_(False)
+    networks.scheduler = _scheduler(config, process)
+    _freeze(networks, config)
     if config.gradient_checkpointing:
         networks.unet.enable_gradient_checkpointing()
+    if config.num_resolutions > 1:
+        networks.unet.register_to_config(num_resolutions=config.num_resolutions)
+    _check_sizes(networks, config)
     networks.unet.to(memory_format=torch.channels_last)
     return networks
 
 
-def _new_networks(config: TrainingConfig, dataset: PictureDataset) -> Networks:
-    arguments = {"sample_size": config.dataset.resolution, **config.model}
+def _scheduler(config: TrainingConfig, process: dict):
+    if config.objective == "bridge_matching":
+        return FlowMatchEulerDiscreteScheduler()
+    if config.scheduler is None:
+        return atlas_diffusers.AtlasDDIMScheduler.from_config(process)
+    return scheduler_from_dict(config.scheduler)
+
+
+def _freeze(networks: Networks, config: TrainingConfig) -> None:
+    """Leave gradients to what trains, and put the rest in evaluation mode."""
+    if networks.vae is not None:
+        networks.vae.requires_grad_(False).eval()
+    networks.unet.train()
+    if networks.text_encoder is not None:
+        networks.text_encoder.train(config.trains_text_encoder)
+        if not config.trains_text_encoder:
+            networks.text_encoder.requires_grad_(False)
+
+
+def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
+    d, unet = config.dataset, networks.unet.config
+    factor = 1 if networks.vae is None else 2 ** (len(networks.vae.config.block_out_channels) - 1)
+    multiple = factor * getattr(networks.unet, "size_multiple", 1) * 2 ** (config.num_resolutions - 1)
+    if d.resolution % multiple:
+        raise ValueError(f"dataset.resolution={d.resolution} must be a multiple of {multiple} for this network")
+    if networks.vae is None and d.channels != unet.in_channels:
+        raise ValueError(f"dataset.channels={d.channels}, but the network has in_channels={unet.in_channels}")
+    if (d.label_column is None) != (unet.get("num_class_embeds") is None):
+        raise ValueError(
+            f"dataset.label_column={d.label_column!r} and num_class_embeds={unet.get('num_class_embeds')}: give both or neither"
+        )
+
+
+def _new_networks(config: TrainingConfig, captions: list[str]) -> Networks:
+    d = config.dataset
+    arguments = {"sample_size": d.resolution, "in_channels": d.channels, "out_channels": d.channels, **config.model}
     tokenizer = text_encoder = None
     if (t := config.text_encoder) is not None:
-        tokenizer = build_tokenizer(dataset.captions(), t.vocab_size, t.max_length)
+        tokenizer = build_tokenizer(captions, t.vocab_size, t.max_length)
         text_encoder = build_text_encoder(tokenizer, t.hidden_size, t.num_layers, t.num_heads)
         arguments.setdefault("cross_attention_dim", t.hidden_size)
     return Networks(AtlasUNet2DModel.from_config(arguments), text_encoder, tokenizer, None, None)

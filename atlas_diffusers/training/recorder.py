@@ -15,7 +15,7 @@ logger = logging.get_logger(__name__)
 
 class Recorder:
     """
-    Writes on the main process, and nothing on the others.
+    Writes on the main process, and nothing on the others; as a context it closes the bar at the end.
 
     Args:
         config: of the run.
@@ -45,14 +45,15 @@ class Recorder:
                 logger.warning(f"{self.file}: left out a line that is not complete")
         return rows
 
-    def log(self, step: int, loss: float, learning_rate: float) -> None:
-        """A row with the speed since the last one."""
+    def log(self, step: int, loss: float, learning_rate: float, skipped: int = 0) -> None:
+        """A row with the speed since the last one, and how many pictures were skipped so far, if any."""
         now = perf_counter()
         speed = (step - self.logged) * self.batch / max(now - self.at, 1e-9)
         self.logged, self.at = step, now
         self.bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{speed:.1f}"})
         seconds = round(self.bar.format_dict["elapsed"], 1)
-        self.write({"step": step, "loss": loss, "lr": learning_rate, "images_per_second": round(speed, 2), "seconds": seconds})
+        row = {"step": step, "loss": loss, "lr": learning_rate, "images_per_second": round(speed, 2), "seconds": seconds}
+        self.write(row | {"skipped_images": skipped} if skipped else row)
 
     def write(self, row: dict) -> None:
         """Append a row, and feed the trackers with its numbers."""
@@ -63,9 +64,14 @@ class Recorder:
         if self.trackers:
             self.accelerator.log({k: v for k, v in row.items() if isinstance(v, (int, float))}, step=row["step"])
 
-    def finish(self) -> None:
-        """Close the bar, and draw ``curves.png`` if matplotlib, of the extra `plot`, is there."""
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *error) -> None:
         self.bar.close()
+
+    def finish(self) -> None:
+        """Draw ``curves.png`` if matplotlib, of the extra `plot`, is there."""
         if not self.main:
             return
         try:

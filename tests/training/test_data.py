@@ -253,6 +253,100 @@ def test_an_unknown_column_is_reported_with_the_known_ones(column):
         load_training_data(config)
 
 
-def test_imagefolder_without_root():
-    with pytest.raises(ValueError, match="dataset.root"):
-        load_training_data(DatasetConfig(name="imagefolder"))
+@pytest.mark.parametrize("options", [{"name": "imagefolder"}, {"name": "disk"}, {"root": "pictures"}])
+def test_a_root_belongs_to_a_folder(options):
+    with pytest.raises(ValueError, match="imagefolder and disk need a root, others take none"):
+        DatasetConfig(**options)
+
+
+def load(tmp_path, **options):
+    config = DatasetConfig(**{"name": "imagefolder", "root": str(tmp_path / "pictures"), "resolution": 8, **options})
+    return PictureDataset(load_training_data(config), config)
+
+
+def test_bad_pictures_are_skipped_where_asked(tmp_path, offline_cache):
+    write_imagefolder(tmp_path / "pictures", ["zero", "one", "two"])
+    plain = load(tmp_path)
+    names = list(plain.data["text"])
+    (tmp_path / "pictures" / f"{['zero', 'one', 'two'].index(names[1])}.png").write_bytes(b"not a picture")
+    data = load(tmp_path, skip_bad_images=True)
+    assert [(data[i, 0]["text"], data[i, 0]["skipped"]) for i in range(3)] == [(names[0], 0), (names[2], 1), (names[2], 0)]
+    assert torch.equal(data[1, 0]["pixels"], data[2, 0]["pixels"])
+    for file in (tmp_path / "pictures").glob("*.png"):
+        file.write_bytes(b"not a picture")
+    with pytest.raises(OSError, match="none of its 3 pictures can be read"):
+        data[0, 0]
+
+
+def test_a_picture_without_a_caption_is_named(tmp_path, offline_cache):
+    write_imagefolder(tmp_path / "pictures", ["zero", None])
+    data = load(tmp_path)
+    missing = list(data.data["text"]).index(None)
+    with pytest.raises(ValueError, match=r"1\.png has no caption in column 'text' \(found None\)"):
+        data[missing, 0]
+
+
+def test_an_empty_folder_is_named(tmp_path, offline_cache):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(OSError, match="pictures doesn't contain any data files"):
+        load(tmp_path)
+    (tmp_path / "pictures" / "readme.txt").write_text("no picture")
+    with pytest.raises(ValueError, match="dataset.root=.*pictures' has no pictures in split 'train'"):
+        load(tmp_path)
+    with pytest.raises(OSError, match="nowhere"):
+        load(tmp_path, root=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_dataset_saved_to_disk(tmp_path, split):
+    from datasets import DatasetDict
+
+    source = dataset_of([noise_picture(8, 8, seed=i) for i in range(3)], ["zero", "one", "two"])
+    (DatasetDict({"train": source.data}) if split else source.data).save_to_disk(tmp_path / "pictures")
+    for streaming in (False, True):
+        data = load(tmp_path, name="disk", streaming=streaming)
+        rows = list(data.data) if streaming else range(3)
+        for i, place in enumerate(rows):
+            assert torch.equal(data[place, 5]["pixels"], source[i, 5]["pixels"]) and data[place, 5]["text"] == source[i, 5]["text"]
+
+
+def test_a_folder_can_be_streamed(tmp_path, offline_cache):
+    write_imagefolder(tmp_path / "pictures", ["zero", "one", "two"])
+    whole, stream = load(tmp_path), load(tmp_path, streaming=True)
+    expected = {whole[i, 0]["text"]: whole[i, 0]["pixels"] for i in range(3)}
+    rows = list(stream.data)
+    assert len(rows) == 3
+    for row in rows:
+        assert torch.equal(stream[row, 0]["pixels"], expected[stream[row, 0]["text"]])
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    expected = load_digits()
+    config = DatasetConfig(name="embedded:digits", split="all", channels=1, resolution=8, label_column="label")
+    data = PictureDataset(load_training_data(config), config)
+    assert len(data) == len(expected.target) == 1797
+    for i in range(0, 1797, 7):
+        item = data[i, 0]
+        assert item["label"] == expected.target[i] and item["text"] == WORDS[expected.target[i]]
+        assert (item["pixels"][0] - torch.from_numpy(expected.images[i]) / 8 + 1).abs().max() <= 1.01 / 255
+    sizes = {split: len(load_training_data(config.model_copy(update={"split": split}))) for split in ("train", "test")}
+    assert sizes == {"train": 1617, "test": 180}
+    with pytest.raises(ValueError, match="split='dev'"):
+        load_training_data(config.model_copy(update={"split": "dev"}))
+
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def test_grey_pictures_have_one_channel():
+    image = noise_picture(8, 8)
+    pixels = dataset_of([image], channels=1)[0, 0]["pixels"]
+    expected = torch.from_numpy(np.asarray(image.convert("L")).astype(np.float32) / 127.5 - 1)[None]
+    assert torch.equal(pixels, expected)
+
+
+def test_a_hub_id_that_may_not_be_fetched(offline_cache):
+    with pytest.raises(OSError, match="nobody/nothing"):
+        load_training_data(DatasetConfig(name="nobody/nothing", download=False))

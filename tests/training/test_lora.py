@@ -14,6 +14,7 @@ from atlas_diffusers import AtlasPipeline
 from atlas_diffusers.config import TrainingConfig, validate
 from atlas_diffusers.pipelines.latents import encode_latents
 from atlas_diffusers.training import Trainer
+from atlas_diffusers.training.outputs import build_pipeline
 
 RECIPE = {
     "dataset": {"name": "embedded:emoji", "categories": ["Activities"], "resolution": 8},
@@ -68,9 +69,9 @@ def test_written_adapters_act_as_the_averaged_ones_of_training(start, tmp_path):
     run.ema.copy_to(run.parameters)
     for network in run.networks.values():
         network.eval()
-    expected = generate(run.build_pipeline(run.networks))
+    expected = generate(build_pipeline(run.config, run.parts, run.networks))
     pipeline = AtlasPipeline.from_pretrained(start)
-    pipeline.scheduler = run.scheduler
+    pipeline.scheduler = run.parts.scheduler
     plain = generate(pipeline)
     with torch.random.fork_rng():
         pipeline.load_lora_weights(folder)
@@ -99,7 +100,7 @@ def test_stable_diffusion_gets_adapters_that_its_own_pipeline_loads(tmp_path):
     options = {"dataset": {**RECIPE["dataset"], "resolution": 64}, "max_steps": 2}
     with silence():
         run = build(tmp_path / "run", tmp_path / "stock", **options)
-        assert run.scheduler.config.beta_schedule == "scaled_linear"
+        assert run.parts.scheduler.config.beta_schedule == "scaled_linear"
         folder = run.train()
         stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock")  # of its own: what the builder returns is shared
         arguments = {"num_inference_steps": 2, "output_type": "np", "guidance_scale": 1.0}

@@ -1,0 +1,133 @@
+"""What frozen networks make of the data, computed once and kept in safetensors shards."""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+
+from ..conditioning import tokenize
+from .data import PictureDataset, caption, flipped
+
+ROWS_OF_SHARD, ROWS_OF_BATCH = 1024, 16
+
+
+class TensorCache:
+    """
+    Rows of a tensor, ``ROWS_OF_SHARD`` in a file; shards that are already there are not computed again.
+
+    Args:
+        folder: of the shards; its name must say what they were made from.
+        length: rows.
+        compute: the rows of a range of places, ``(len(range), ...)``.
+    """
+
+    def __init__(self, folder: Path, length: int, compute: Callable[[range], torch.Tensor]):
+        self.folder, self.length, self._open = folder, length, {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, first in enumerate(range(0, length, ROWS_OF_SHARD)):
+            file = self._file(number)
+            if not file.exists():
+                places = range(first, min(first + ROWS_OF_SHARD, length))
+                parts = [compute(places[i : i + ROWS_OF_BATCH]).cpu() for i in range(0, len(places), ROWS_OF_BATCH)]
+                partial = file.with_suffix(".partial")
+                save_file({"rows": torch.cat(parts).contiguous()}, partial)
+                os.replace(partial, file)
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.safetensors"
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, place: int) -> torch.Tensor:
+        number, row = divmod(place, ROWS_OF_SHARD)
+        if number not in self._open:
+            self._open[number] = safe_open(self._file(number), framework="pt").get_slice("rows")
+        return self._open[number][row]
+
+    def __getstate__(self) -> dict:
+        """Without open files: a worker opens its own."""
+        return self.__dict__ | {"_open": {}}
+
+
+class CachedPictures(Dataset):
+    """
+    Items of ``dataset`` with, instead of pixels, the ``moments`` (2·channels, height, width) of the Gaussian that an
+    autoencoder makes of them: its mean and log-variance, from which every step draws anew.
+
+    Args:
+        dataset: pictures; with flips both sides are encoded.
+        vae: an ``AutoencoderKL``.
+        folder: where the shards are kept.
+    """
+
+    def __init__(self, dataset: PictureDataset, vae: torch.nn.Module, folder: Path):
+        self.dataset, self.config = dataset, dataset.config
+        self.sides = 2 if self.config.random_flip else 1
+        plain = PictureDataset(dataset.data, self.config.model_copy(update={"random_flip": False}))
+
+        @torch.no_grad()
+        def compute(places: range) -> torch.Tensor:
+            pixels = [plain[place // self.sides, 0]["pixels"] for place in places]
+            turned = [p.flip(-1) if place % self.sides else p for p, place in zip(pixels, places)]
+            return vae.encode(torch.stack(turned).to(vae.device, vae.dtype)).latent_dist.parameters
+
+        name = fingerprint(vae, self.config.model_dump_json(), dataset.data._fingerprint)
+        self.moments = TensorCache(folder / f"latents-{name}", self.sides * len(dataset), compute)
+
+    def captions(self) -> list[str]:
+        """Those of the pictures."""
+        return self.dataset.captions()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict:
+        index, draw = item
+        choice, c = random.Random(draw), self.config
+        place = self.sides * index + flipped(choice, c)
+        row = self.dataset.data[index]
+        found = {"moments": self.moments[place], "text": caption(row, choice, c), "draw": draw}
+        return found | {"label": int(row[c.label_column])} if c.label_column else found
+
+
+class CaptionCache:
+    """
+    States (batch, tokens, width) of captions by text, for every caption of the data and the empty one.
+
+    Args:
+        texts: captions.
+        tokenizer, text_encoder: a CLIP text model, frozen.
+        folder: where the shards are kept.
+    """
+
+    def __init__(self, texts: list[str], tokenizer, text_encoder: torch.nn.Module, folder: Path):
+        unique = sorted({"", *texts})
+
+        @torch.no_grad()
+        def compute(places: range) -> torch.Tensor:
+            ids = tokenize(tokenizer, [unique[place] for place in places]).to(text_encoder.device)
+            return text_encoder(ids).last_hidden_state
+
+        name = fingerprint(text_encoder, json.dumps([unique, sorted(tokenizer.get_vocab().items())]))
+        self.places = {text: place for place, text in enumerate(unique)}
+        self.states = TensorCache(folder / f"captions-{name}", len(unique), compute)
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        return torch.stack([self.states[self.places[text]] for text in texts])
+
+
+def fingerprint(network: torch.nn.Module, *texts: str) -> str:
+    """16 hexadecimal digits of the weights and of whatever else decides what a cache holds."""
+    digest = hashlib.sha256("\n".join(texts).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,85 @@
+"""What a run makes of its networks: a pipeline, adapters, sample grids, evaluations."""
+
+import copy
+from pathlib import Path
+
+import torch
+
+import atlas_diffusers
+
+from ..config import DatasetConfig, TrainingConfig
+from ..pipelines.grids import labelled_grid
+from .data import BridgePairs, PictureDataset
+from .evaluation import Evaluator, call_inputs, to_pictures
+from .lora import write_adapters
+from .networks import Networks
+from .sources import load_training_data
+
+GRID = 8
+
+
+def load_pictures(config: TrainingConfig, target: DatasetConfig) -> PictureDataset | BridgePairs:
+    """The data that ``target`` names, for a bridge together with where its pictures come from."""
+    pictures = PictureDataset(load_training_data(target), target)
+    if not target.streaming and len(pictures) == 0:
+        raise ValueError(f"dataset {target.name!r} has no pictures in split {target.split!r}")
+    if config.source_dataset is None:
+        return pictures
+    if config.source_dataset.resolution != target.resolution:
+        raise ValueError(
+            f"source_dataset.resolution={config.source_dataset.resolution} is not dataset.resolution={target.resolution}"
+        )
+    source = PictureDataset(load_training_data(config.source_dataset), config.source_dataset)
+    return BridgePairs(pictures, source, paired=config.coupling == "paired")
+
+
+def build_pipeline(config: TrainingConfig, parts: Networks, networks: dict[str, torch.nn.Module]):
+    """The pipeline around the trained networks, or copies of them."""
+    bridging = config.objective == "bridge_matching"
+    cls = atlas_diffusers.AtlasBridgePipeline if bridging else atlas_diffusers.AtlasPipeline
+    pipeline = cls(
+        unet=networks["unet"],
+        scheduler=parts.scheduler,
+        vae=parts.vae,
+        text_encoder=networks.get("text_encoder"),
+        tokenizer=parts.tokenizer,
+        default_guidance_scale=config.guidance_scale,
+        default_num_inference_steps=config.sample_steps,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_result(config: TrainingConfig, parts: Networks, networks: dict[str, torch.nn.Module], folder: Path) -> None:
+    """Write a pipeline folder, or the adapters as Diffusers' ``load_lora_weights`` reads them, with the recipe."""
+    dtype = getattr(torch, config.save_dtype)
+    if config.lora is not None:
+        write_adapters(folder, networks, dtype)
+    else:
+        copies = {name: copy.deepcopy(network) for name, network in networks.items()}
+        copies["unet"].to(dtype)
+        build_pipeline(config, parts, copies).save_pretrained(folder)
+    (folder / "recipe.json").write_text(config.model_dump_json(indent=1) + "\n")
+
+
+def save_grid(config: TrainingConfig, pipeline, dataset: PictureDataset | BridgePairs, file: Path) -> None:
+    """Pictures for ``sample_prompts``, or of a bridge from the first pictures of its source, always of the same noise."""
+    bridging = isinstance(dataset, BridgePairs)
+    items = [dataset[index, 0] for index in range(min(GRID, len(dataset)))] if bridging else []
+    prompts = [item["text"] for item in items] if bridging else config.sample_prompts
+    count = len(prompts) or GRID
+    arguments = call_inputs(pipeline, items or [{"text": prompt} for prompt in prompts or [""] * count])
+    generators = [torch.Generator().manual_seed(i) for i in range(count)]
+    images = pipeline(**arguments, generator=generators).images
+    if bridging:
+        images = [*to_pictures(torch.stack([item["source"] for item in items])), *images]
+        prompts = ["source"] * count + prompts
+    labelled_grid(images, prompts or [""] * count, columns=count if bridging else None).save(file)
+
+
+def build_evaluator(config: TrainingConfig) -> Evaluator:
+    """Beside ``eval_dataset``, or the training data."""
+    target = config.eval_dataset or config.dataset.model_copy(update={"random_flip": False})
+    if target.streaming:
+        raise ValueError("eval_interval with a stream needs an eval_dataset that is not one")
+    return Evaluator(load_pictures(config, target))

@@ -1,0 +1,72 @@
+"""Everything that an exact resume needs, as named tensors and JSON, and back."""
+
+import torch
+from diffusers.training_utils import EMAModel
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+SHOWN = 3
+
+
+class Snapshot:
+    """
+    The state of an AdamW run.
+
+    Args:
+        parameters: trained weights by name.
+        ema: averages of the same, in the same order.
+        optimizer, lr_scheduler: of the same.
+    """
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], ema: EMAModel, optimizer, lr_scheduler):
+        self.parameters, self.ema, self.optimizer, self.lr_scheduler = parameters, ema, optimizer, lr_scheduler
+
+    def take(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """Tensors by ``weight.NAME``, ``average.NAME``, ``moment.NAME.KEY``, and the rest."""
+        tensors, moments = {}, self.optimizer.state_dict()["state"]
+        for i, (name, p) in enumerate(self.parameters.items()):
+            tensors |= {f"weight.{name}": p, f"average.{name}": self.ema.shadow_params[i]}
+            tensors |= {f"moment.{name}.{key}": value for key, value in moments[i].items()}
+        schedule = {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"}
+        return tensors, {"ema_step": self.ema.optimization_step, "lr_scheduler": schedule}
+
+    def restore(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
+        """
+        Put a snapshot back.
+
+        Raises:
+            ValueError: for weights of another architecture, naming those that differ.
+        """
+        self._check(tensors)
+        for average, (name, p) in zip(self.ema.shadow_params, self.parameters.items()):
+            p.data.copy_(tensors[f"weight.{name}"])
+            average.copy_(tensors[f"average.{name}"])
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {
+            i: {"step": tensors[f"moment.{name}.step"]}
+            # the fused update runs over raw memory: moments need the layout of their weight
+            | {key: torch.empty_like(p).copy_(tensors[f"moment.{name}.{key}"]) for key in MOMENTS}
+            for i, (name, p) in enumerate(self.parameters.items())
+        }
+        self.optimizer.load_state_dict(optimizer)
+        self.ema.optimization_step = state["ema_step"]
+        self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **state["lr_scheduler"]})
+        for group, rate in zip(self.optimizer.param_groups, state["lr_scheduler"]["_last_lr"]):
+            group["lr"] = rate
+
+    def _check(self, tensors: dict[str, torch.Tensor]) -> None:
+        found = {key.removeprefix("weight."): tuple(v.shape) for key, v in tensors.items() if key.startswith("weight.")}
+        wanted = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        shared = [name for name in wanted if name in found]
+        parts = {
+            "it lacks": [name for name in wanted if name not in found],
+            "it has besides": [name for name in found if name not in wanted],
+            "of another shape": [f"{n} {found[n]} instead of {wanted[n]}" for n in shared if found[n] != wanted[n]],
+        }
+        texts = [f"{what} {_some(names)}" for what, names in parts.items() if names]
+        if texts:
+            raise ValueError("its weights are of another network: " + "; ".join(texts))
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,55 @@
+"""The data set that a recipe names."""
+
+from ..config import DatasetConfig
+from ..pretrained import load_digits, load_emoji
+
+
+def load_training_data(config: DatasetConfig):
+    """
+    The ``datasets.Dataset``, or ``IterableDataset`` with ``streaming``, that a recipe names; images not yet decoded.
+
+    Raises:
+        ValueError: for a column that is not there, or a folder without pictures; ``OSError`` for a source that is not.
+    """
+    import datasets
+
+    data = _load(config)
+    known = data.column_names or list(next(iter(data)))
+    for column in (config.image_column, config.caption_column, config.aliases_column, config.label_column):
+        if column is not None and column not in known:
+            raise ValueError(f"dataset {config.name!r} has no column {column!r}; its columns are {known}")
+    if config.streaming and isinstance(data, datasets.Dataset):
+        data = data.to_iterable_dataset(num_shards=min(len(data), STREAM_SHARDS))
+    return data.cast_column(config.image_column, datasets.Image(decode=False))
+
+
+STREAM_SHARDS = 64
+
+
+def _load(config: DatasetConfig):
+    import datasets
+
+    options = {"split": config.split, "streaming": config.streaming}
+    if config.name == "embedded:emoji":
+        return load_emoji(config.split, config.categories)
+    if config.name == "embedded:digits":
+        return load_digits(config.split)
+    if config.name == "imagefolder":
+        return _load_folder(config.root, options)
+    if config.name == "disk":
+        data = datasets.load_from_disk(config.root)
+        return data[config.split] if isinstance(data, datasets.DatasetDict) else data
+    if config.name.endswith(".parquet"):
+        return datasets.load_dataset("parquet", data_files=config.name, **{**options, "split": "train"})
+    local = None if config.download else datasets.DownloadConfig(local_files_only=True)
+    return datasets.load_dataset(config.name, download_config=local, **options)
+
+
+def _load_folder(root: str, options: dict):
+    import datasets
+
+    try:
+        return datasets.load_dataset("imagefolder", data_dir=root, **options)
+    except ValueError as error:
+        # a folder with other files only
+        raise ValueError(f"dataset.root={root!r} has no pictures in split {options['split']!r}: {error}") from error
