@@ -2,6 +2,7 @@
 
 from .bridge import BridgeConfig
 from .kernels import KernelConfig
+from .presets import list_presets, load_preset, read_recipe
 from .reading import apply_overrides, read_mapping, validate
 from .training import DatasetConfig, LoRAConfig, TextEncoderConfig, TrainingConfig
 
@@ -13,6 +14,9 @@ __all__ = [
     "TextEncoderConfig",
     "TrainingConfig",
     "apply_overrides",
+    "list_presets",
+    "load_preset",
     "read_mapping",
+    "read_recipe",
     "validate",
 ]

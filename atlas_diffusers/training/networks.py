@@ -87,14 +87,20 @@ def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
 
 
 def _new_networks(config: TrainingConfig, captions: list[str]) -> Networks:
-    d = config.dataset
-    arguments = {"sample_size": d.resolution, "in_channels": d.channels, "out_channels": d.channels, **config.model}
     tokenizer = text_encoder = None
     if (t := config.text_encoder) is not None:
         tokenizer = build_tokenizer(captions, t.vocab_size, t.max_length)
         text_encoder = build_text_encoder(tokenizer, t.hidden_size, t.num_layers, t.num_heads)
-        arguments.setdefault("cross_attention_dim", t.hidden_size)
-    return Networks(AtlasUNet2DModel.from_config(arguments), text_encoder, tokenizer, None, None)
+    return Networks(new_unet(config), text_encoder, tokenizer, None, None)
+
+
+def new_unet(config: TrainingConfig) -> AtlasUNet2DModel:
+    """The network that a recipe describes; sizes that it does not give are those of the data and of the text encoder."""
+    d = config.dataset
+    arguments = {"sample_size": d.resolution, "in_channels": d.channels, "out_channels": d.channels, **config.model}
+    if config.text_encoder is not None:
+        arguments.setdefault("cross_attention_dim", config.text_encoder.hidden_size)
+    return AtlasUNet2DModel.from_config(arguments)
 
 
 def scheduler_from_dict(config: dict):

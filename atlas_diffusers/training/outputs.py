@@ -57,7 +57,8 @@ def save_result(config: TrainingConfig, parts: Networks, networks: dict[str, tor
         write_adapters(folder, networks, dtype)
     else:
         copies = {name: copy.deepcopy(network) for name, network in networks.items()}
-        copies["unet"].to(dtype)
+        if copies["unet"].dtype != dtype:
+            copies["unet"].to(dtype)
         build_pipeline(config, parts, copies).save_pretrained(folder)
     (folder / "recipe.json").write_text(config.model_dump_json(indent=1) + "\n")
 

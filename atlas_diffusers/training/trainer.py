@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, gather_object
+from accelerate.utils import DataLoaderConfiguration, DistributedType, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
@@ -22,6 +22,9 @@ from .order import SEED_STRIDE, StepSampler, StreamSampler
 from .outputs import build_evaluator, build_pipeline, load_pictures, save_grid, save_result
 from .recorder import Recorder
 from .snapshot import Snapshot
+
+
+SPLIT = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class Trainer:
@@ -41,6 +44,8 @@ class Trainer:
             project_dir=config.output_dir,
             dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         )
+        if (kind := self.accelerator.distributed_type) in SPLIT:
+            raise ValueError(f"{kind}: weights split over processes are not supported; every process must hold the network")
         if missing := set(config.trackers) - {"all"} - {str(tracker) for tracker in self.accelerator.log_with}:
             raise ValueError(f"trackers={sorted(missing)}: their packages are not installed")
         self.folder = Path(config.output_dir)

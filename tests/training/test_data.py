@@ -307,7 +307,8 @@ def test_a_dataset_saved_to_disk(tmp_path, split):
         data = load(tmp_path, name="disk", streaming=streaming)
         rows = list(data.data) if streaming else range(3)
         for i, place in enumerate(rows):
-            assert torch.equal(data[place, 5]["pixels"], source[i, 5]["pixels"]) and data[place, 5]["text"] == source[i, 5]["text"]
+            found, expected = data[place, 5], source[i, 5]
+            assert torch.equal(found["pixels"], expected["pixels"]) and found["text"] == expected["text"]
 
 
 def test_a_folder_can_be_streamed(tmp_path, offline_cache):

@@ -1,6 +1,7 @@
 """What a run tells: evaluations against the metrics themselves, rows with speeds, curves, and no rows of a run that died."""
 
 import json
+import types
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from test_trainer import build
 from atlas_diffusers.cli import main
 from atlas_diffusers.config import DatasetConfig
 from atlas_diffusers.metrics import efficientnet_features, energy_distance, kid, manifold_overlap
-from atlas_diffusers.training import Evaluator, PictureDataset, load_training_data
+from atlas_diffusers.training import BridgePairs, Evaluator, PictureDataset, load_training_data
 
 DATA = {"name": "embedded:emoji", "categories": ["Activities"], "resolution": 8}
 
@@ -116,3 +117,20 @@ def test_a_tracker_whose_package_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
     with pytest.raises(ValueError, match=r"trackers=\['tensorboard'\]: their packages are not installed"):
         build(tmp_path, trackers=["tensorboard"])
+
+
+def test_a_bridge_between_pairs_is_measured_by_its_pairs(dataset):
+    pairs = BridgePairs(dataset, dataset, paired=True)
+
+    class Halfway:
+        """Moves a third of the way from the source to grey."""
+
+        has_text = False
+
+        def __call__(self, image, output_type, **options):
+            return types.SimpleNamespace(images=image * 2 / 3 + 0.5 / 3)
+
+    numbers, _ = Evaluator(pairs)(Halfway(), count=len(dataset))
+    pixels = torch.stack([dataset[i, 0]["pixels"] for i in range(len(dataset))])
+    assert numbers["source_rms"] == 0
+    assert numbers["paired_rms"] == pytest.approx((pixels / 3).square().flatten(1).mean(1).sqrt().mean().item(), rel=1e-4)

@@ -1,0 +1,125 @@
+"""Settings by name."""
+
+import copy
+import difflib
+from typing import Any
+
+from .reading import read_mapping
+
+_COSINE = {
+    "_class_name": "AtlasDDIMScheduler",
+    "beta_schedule": "cosine",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+}
+
+
+def _folder(name: str, resolution: int, **options: Any) -> dict[str, Any]:
+    """Pictures of your own copy of a data set, mirrored at random."""
+    return {
+        "name": "imagefolder", "root": f"data/{name}", "resolution": resolution, "caption_column": None, "random_flip": True,
+        "num_workers": 4, **options,
+    }  # fmt: skip
+
+
+def _experiment(name: str, dataset: dict, model: dict, **options: Any) -> dict[str, Any]:
+    return {
+        "output_dir": f"outputs/{name}", "dataset": dataset, "model": model, "text_encoder": None, "scheduler": _COSINE,
+        "warmup_steps": 1000, "lr_scheduler": "constant_with_warmup", "weight_decay": 0.0, "ema_decay": 0.9999,
+        "min_snr_gamma": 5.0, "mixed_precision": "bf16", "checkpoint_interval": 5000, "sample_interval": 5000,
+        "guidance_scale": 1.0, **options,
+    }  # fmt: skip
+
+
+# memory of the GPU that each fits, in GB, and the recipe
+EXPERIMENTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "experiment:cifar10": (
+        8,
+        _experiment(
+            "cifar10",
+            {
+                "name": "uoft-cs/cifar10", "image_column": "img", "caption_column": None, "label_column": "label",
+                "resolution": 32, "random_flip": True, "num_workers": 2,
+            },
+            {
+                "base_channels": 128, "channel_mult": [1, 2, 2, 2], "num_res_blocks": 2, "attention_levels": [1],
+                "num_heads": 4, "num_class_embeds": 10, "dropout": 0.1,
+            },
+            batch_size=128, micro_batch_size=64, learning_rate=2e-4, max_steps=400_000,
+        ),
+    ),
+    "experiment:imagenet64": (
+        24,
+        _experiment(
+            "imagenet64",
+            _folder("imagenet64", 64, label_column="label"),
+            {
+                "base_channels": 192, "channel_mult": [1, 2, 3, 4], "num_res_blocks": 3, "attention_levels": [2, 3],
+                "num_heads": 6, "num_class_embeds": 1000,
+            },
+            batch_size=256, micro_batch_size=16, learning_rate=1e-4, max_steps=500_000, timestep_shift=1.5,
+        ),
+    ),
+    "experiment:ffhq128": (
+        8,
+        _experiment(
+            "ffhq128",
+            _folder("ffhq128", 128),
+            {
+                "base_channels": 128, "channel_mult": [1, 2, 3, 4], "num_res_blocks": 2, "attention_levels": [2, 3],
+                "num_heads": 4, "patch_size": 2,
+            },
+            batch_size=64, micro_batch_size=16, learning_rate=1e-4, max_steps=300_000, timestep_shift=2.0,
+        ),
+    ),
+    "experiment:lsun256": (
+        12,
+        _experiment(
+            "lsun256",
+            _folder("lsun256", 256),
+            {
+                "base_channels": 160, "channel_mult": [1, 2, 3, 4], "num_res_blocks": 2, "attention_levels": [2, 3],
+                "num_heads": 5, "patch_size": 4,
+            },
+            batch_size=64, micro_batch_size=16, learning_rate=1e-4, max_steps=500_000, timestep_shift=4.0,
+            num_resolutions=2,
+        ),
+    ),
+    "experiment:celeba1024": (
+        16,
+        _experiment(
+            "celeba1024",
+            _folder("celeba1024", 1024),
+            {
+                "base_channels": 128, "channel_mult": [1, 2, 3, 4, 4], "num_res_blocks": 2, "attention_levels": [3, 4],
+                "num_heads": 4, "patch_size": 4,
+            },
+            batch_size=32, micro_batch_size=8, learning_rate=1e-4, max_steps=300_000, timestep_shift=8.0,
+            num_resolutions=3, gradient_checkpointing=True,
+        ),
+    ),
+}  # fmt: skip
+
+
+def list_presets() -> list[str]:
+    """Names that :func:`load_preset` knows."""
+    return sorted(EXPERIMENTS)
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """
+    A copy of the settings called ``name``, such as ``"experiment:cifar10"``, a recipe for ``TrainingConfig``.
+
+    Raises:
+        ValueError: for an unknown name, with the known ones.
+    """
+    if name not in EXPERIMENTS:
+        near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else f"; allowed are {list_presets()}"
+        raise ValueError(f"preset {name!r} is unknown{hint}")
+    return copy.deepcopy(EXPERIMENTS[name][1])
+
+
+def read_recipe(source: str) -> dict[str, Any]:
+    """A recipe from a YAML or JSON file, or the preset ``experiment:NAME``."""
+    return load_preset(source) if str(source).startswith("experiment:") else read_mapping(source)
