@@ -12,7 +12,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg, retrieve_timesteps
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -20,9 +20,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..config import BridgeConfig
 from ..models import AtlasUNet2DModel
 from ..schedulers import AtlasMultistepScheduler
-from .bridging import AtlasPipelineOutput, BridgeRun
+from .bridging import AtlasPipelineOutput
 from .call_state import PerThread
+from .coarse_to_fine import CoarseToFineMixin
 from .conditioned import ConditioningMixin
+from .correcting import LangevinCorrector
+from .denoising import DenoisingMixin, DenoisingRun
 from .inputs import batch_size_of, check_call_inputs
 from .latents import LatentsMixin
 from .loading import resolve_pipeline
@@ -32,7 +35,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class AtlasPipeline(
+    ReferencesMixin, ConditioningMixin, CoarseToFineMixin, DenoisingMixin, LatentsMixin, DiffusionPipeline,
+    StableDiffusionLoraLoaderMixin,
+):  # fmt: skip
     r"""
     Generates pictures with a UNet and any scheduler, in pixels or in the latent space of a VAE.
 
@@ -56,6 +62,7 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
     _num_timesteps = PerThread(0)
     _network_batch_size = PerThread(1)
     _guided = PerThread(False)
+    _has_guider = PerThread(False)
 
     def __init__(
         self,
@@ -104,7 +111,7 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the next network call has an unconditional half."""
-        return self._guidance_scale > 1 and self._guided
+        return (self._guidance_scale > 1 or self._has_guider) and self._guided
 
     @property
     def num_timesteps(self) -> int:
@@ -130,6 +137,8 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
         sigmas: list[float] | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+        guider=None,
         height: int | None = None,
         width: int | None = None,
         image: PipelineImageInput | None = None,
@@ -143,6 +152,11 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
         references: "torch.Tensor | Dataset | References | str | None" = None,
         reference_weights: torch.Tensor | None = None,
         bridge: BridgeConfig | dict | None = None,
+        corrector_steps: int = 0,
+        corrector_snr: float = 0.16,
+        hierarchical: bool = False,
+        tile_size: int | None = None,
+        tile_overlap: int | None = None,
         network_batch_size: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -161,6 +175,9 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
             guidance_scale: w; 1 switches guidance off and halves the cost. Default: ``default_guidance_scale``.
             guidance_rescale: share of the guided prediction rescaled to the conditional one's standard deviation
                 (Lin et al. 2023, arXiv 2305.08891).
+            guidance_interval: lowest and highest σ̂ = σ/α with guidance (Kynkäänniemi et al. 2024, arXiv 2404.07724); steps
+                outside cost half.
+            guider: a guider of ``diffusers.guiders`` in place of guidance_scale, rescale and interval.
             height, width: size in pixels; by default that of training.
             image, strength: start from a picture noised for the last ``strength`` of the steps (arXiv 2108.01073).
             eta: weight of fresh noise, where the scheduler takes it.
@@ -174,6 +191,12 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
             reference_weights: ``(m,)``, non-negative.
             bridge: fields of :class:`~atlas_diffusers.config.BridgeConfig`; alone, with the pipeline's own references. With
                 ``steps``, these come first, and ``num_inference_steps`` are those of the network below the gate.
+            corrector_steps, corrector_snr: Langevin steps after every step, see :class:`~.correcting.LangevinCorrector`; each
+                costs a network call.
+            hierarchical: the noisy half of the steps at lower resolutions, see :func:`~.coarse_to_fine.plan_stages`; for
+                networks trained with ``num_resolutions`` and schedulers of this package.
+            tile_size, tile_overlap: side, and least overlap (a quarter by default), of tiles that the network sees one by one,
+                in pixels; for pictures larger than those of training. See :class:`~.tiling.Tiles`.
             network_batch_size: most pictures in one network call; couplings and results do not depend on it.
             output_type: `pil`, `np`, `pt` or `latent`.
             return_dict: return an output object instead of a tuple.
@@ -194,7 +217,7 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
             num_images_per_prompt, height, width, strength, generator, output_type, tensor_inputs,
         )  # fmt: skip
         self._guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        self._guidance_rescale, self._interrupt = guidance_rescale, False
+        self._guidance_rescale, self._interrupt, self._has_guider = guidance_rescale, False, guider is not None
         self._guided = any(value is not None for value in (prompt, class_labels, prompt_embeds))
         if timesteps is None and sigmas is None and num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
@@ -214,102 +237,26 @@ class AtlasPipeline(ReferencesMixin, ConditioningMixin, LatentsMixin, DiffusionP
         retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
         if isinstance(scheduler, AtlasMultistepScheduler):
             scheduler.check_guidance_scale(self.guidance_scale if self.do_classifier_free_guidance else 1.0)
-        latents, begin = self._start(scheduler, batch, height, width, image, strength, generator, latents)
         self._network_batch_size = network_batch_size or batch
-        latents = self._denoise(
-            scheduler, latents, begin, prompt_embeds, labels, cross_attention_kwargs,
-            self._extra_step_arguments(scheduler, generator, eta), callback_on_step_end, tensor_inputs, bridge,
+        run = DenoisingRun(
+            scheduler, prompt_embeds, labels, cross_attention_kwargs, self._extra_step_arguments(scheduler, generator, eta),
+            callback_on_step_end, tensor_inputs, bridge, self._checked_interval(guidance_interval), self._own_guider(guider),
+            LangevinCorrector(scheduler, corrector_steps, corrector_snr, generator) if corrector_steps else None,
+            self._tiles(tile_size, tile_overlap),
         )  # fmt: skip
+        if hierarchical:
+            fixed = {"image": image, "latents": latents, "timesteps": timesteps, "sigmas": sigmas, "references": bridge}
+            latents = self._coarse_to_fine(run, batch, height, width, generator, fixed)
+        else:
+            latents, begin = self._start(scheduler, batch, height, width, image, strength, generator, latents)
+            latents = self._denoise(run, latents, begin)
         report = None if bridge is None else bridge.finish(latents)
         images = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return AtlasPipelineOutput(images=images, bridge=report) if return_dict else (images,)
-
-    def _denoise(
-        self, scheduler, latents, begin, prompt_embeds, labels, attention_kwargs, extra, callback, tensor_inputs, bridge
-    ) -> torch.Tensor:
-        """The sampling loop, from ``timesteps[begin]`` to clean latents."""
-        steps = scheduler.timesteps[begin:]
-        self._num_timesteps = len(steps)
-        healthy = []
-        with self.progress_bar(total=-(-len(steps) // scheduler.order)) as progress:
-            for index, t in enumerate(steps):
-                if self.interrupt:
-                    break
-                prediction = self._prediction(scheduler, latents, t, prompt_embeds, labels, attention_kwargs, bridge)
-                healthy.append(prediction.isfinite().all())
-                latents = scheduler.step(prediction, t, latents, **extra, return_dict=False)[0]
-                if callback is not None:
-                    tensors = {"latents": latents, "prompt_embeds": prompt_embeds}
-                    changed = callback(self, index, t, {name: tensors[name] for name in tensor_inputs}) or {}
-                    latents = changed.get("latents", latents)
-                    prompt_embeds = changed.get("prompt_embeds", prompt_embeds)
-                if index % scheduler.order == 0:
-                    progress.update()
-                if latents.device.type == "cpu" or index == len(steps) - 1:
-                    _stop_where_unhealthy(healthy)
-        return latents
-
-    def _prediction(
-        self, scheduler, latents, t, prompt_embeds, labels, attention_kwargs, bridge: BridgeRun | None
-    ) -> torch.Tensor:
-        """The network's prediction at ``t``, replaced or corrected by the bridge where there is one."""
-        # Diffusers' flow-matching schedulers have no scaling
-        model_input = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
-        rows = torch.arange(len(latents), device=latents.device)
-        couplings = {} if bridge is None else bridge.couplings(latents, t)
-        if bridge is not None:
-            rows = bridge.network_rows(len(latents), couplings, latents.device)
-        parts = [
-            self._guided_prediction(
-                model_input[part], t, _of_rows(prompt_embeds, part, len(latents)),
-                _of_rows(labels, part, len(latents)), attention_kwargs,
-            )
-            for part in rows.split(self._network_batch_size)
-            if len(part)
-        ]  # fmt: skip
-        if not couplings:
-            return torch.cat(parts)
-        prediction = torch.zeros_like(latents)
-        if parts:
-            prediction[rows] = torch.cat(parts)
-        return bridge.apply(prediction, latents, couplings)
-
-    def _guided_prediction(
-        self, model_input: torch.Tensor, t: torch.Tensor, prompt_embeds, labels, cross_attention_kwargs
-    ) -> torch.Tensor:
-        """The network's prediction at ``t``, guided where guidance is on; one network call."""
-        guided = self.do_classifier_free_guidance
-        model_input = torch.cat([model_input] * 2) if guided else model_input
-        arguments = {"encoder_hidden_states": prompt_embeds, "class_labels": labels}
-        if cross_attention_kwargs is not None:
-            arguments["cross_attention_kwargs"] = cross_attention_kwargs
-        if labels is not None and len(labels) > len(model_input):
-            arguments["class_labels"] = labels[-len(model_input) :]  # a callback switched guidance off
-        prediction = self.unet(model_input, t, **arguments, return_dict=False)[0]
-        if not guided:
-            return prediction
-        unconditional, conditional = prediction.chunk(2)
-        prediction = unconditional + self._guidance_scale * (conditional - unconditional)
-        if self._guidance_rescale > 0:
-            prediction = rescale_noise_cfg(prediction, conditional, self._guidance_rescale)
-        return prediction
 
     @staticmethod
     def _extra_step_arguments(scheduler, generator, eta: float) -> dict:
         known = inspect.signature(scheduler.step).parameters
         given = {"generator": generator, "eta": eta}
         return {name: value for name, value in given.items() if name in known}
-
-
-def _of_rows(conditions: torch.Tensor | None, rows: torch.Tensor, batch: int) -> torch.Tensor | None:
-    """The conditions of some samples of the batch; where guidance is on, the unconditional half comes first."""
-    if conditions is None or len(rows) == batch:
-        return conditions
-    return torch.cat([half[rows] for half in conditions.split(batch)])
-
-
-def _stop_where_unhealthy(healthy: list[torch.Tensor]) -> None:
-    flags = torch.stack(healthy).tolist()
-    if not all(flags):
-        raise ValueError(f"the network returned NaN or infinity at step {flags.index(False) + 1} of sampling")

@@ -7,6 +7,7 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 from .bridging import AtlasPipelineOutput
+from .denoising import DenoisingRun
 from .inputs import batch_size_of, check_call_inputs
 from .latents import encode_latents, set_begin_index
 from .pipeline_atlas import AtlasPipeline
@@ -71,7 +72,7 @@ class AtlasBridgePipeline(AtlasPipeline):
         if (count := batch_size_of(prompt, class_labels, None) * repeats) != batch:
             raise ValueError(f"{count} prompts or labels for {batch} pictures; expected one each")
         self._guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        self._guidance_rescale, self._interrupt = guidance_rescale, False
+        self._guidance_rescale, self._interrupt, self._has_guider = guidance_rescale, False, False
         self._guided, self._network_batch_size = conditioned, batch
         scheduler, device = copy.deepcopy(self.scheduler), self._execution_device
         states, labels = self._conditions(prompt, negative_prompt, class_labels, None, None, repeats, None, device)
@@ -80,9 +81,8 @@ class AtlasBridgePipeline(AtlasPipeline):
         steps = None if sigmas is not None else num_inference_steps or self.config.default_num_inference_steps
         retrieve_timesteps(scheduler, steps, device, sigmas=sigmas)
         set_begin_index(scheduler, 0)
-        latents = self._denoise(
-            scheduler, latents, 0, states, labels, None, self._extra_step_arguments(scheduler, generator, 0.0), None, [], None
-        )
+        run = DenoisingRun(scheduler, states, labels, None, self._extra_step_arguments(scheduler, generator, 0.0))
+        latents = self._denoise(run, latents)
         images = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return AtlasPipelineOutput(images=images, bridge=None) if return_dict else (images,)

@@ -23,7 +23,6 @@ from .outputs import build_evaluator, build_pipeline, load_pictures, save_grid, 
 from .recorder import Recorder
 from .snapshot import Snapshot
 
-
 SPLIT = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
