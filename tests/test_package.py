@@ -25,6 +25,7 @@ ALLOWED = {
     "pipelines": {"models", "schedules", "schedulers", "solvers", "conditioning", "config", "pretrained"},
     "metrics": {"pretrained", "pipelines"},
     "training": {"config", "conditioning", "metrics", "models", "schedules", "solvers", "pretrained", "pipelines"},
+    "system": {"config", "pipelines", "schedulers", "schedules"},
     "plots": set(),
     "plots_bridge": {"metrics", "plots", "solvers"},
     "cli_bridge": {"pipelines", "plots", "plots_bridge", "pretrained"},

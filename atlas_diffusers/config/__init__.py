@@ -2,15 +2,19 @@
 
 from .bridge import BridgeConfig
 from .kernels import KernelConfig
+from .noise_scheduler import BetaSchedule, NoiseSchedulerConfig, SamplingMethod
 from .presets import list_presets, load_preset, read_recipe
 from .reading import apply_overrides, read_mapping, validate
 from .training import DatasetConfig, LoRAConfig, TextEncoderConfig, TrainingConfig
 
 __all__ = [
+    "BetaSchedule",
     "BridgeConfig",
     "DatasetConfig",
     "KernelConfig",
     "LoRAConfig",
+    "NoiseSchedulerConfig",
+    "SamplingMethod",
     "TextEncoderConfig",
     "TrainingConfig",
     "apply_overrides",

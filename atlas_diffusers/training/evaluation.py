@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..metrics import efficientnet_features, energy_distance, kid, manifold_overlap, nearest_neighbours
 from ..pipelines.grids import labelled_grid
+from ..pipelines.pictures import to_pictures
 from .data import BridgePairs, PictureDataset
 
 SHOWN, FEWEST = 16, 8
@@ -117,12 +118,6 @@ def _generate(pipeline, items: list[dict], steps, guidance_scale, seed: int) -> 
         ).images  # fmt: skip
         parts.append(images.float().cpu() * 2 - 1)
     return torch.cat(parts)
-
-
-def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
-    """PIL pictures of (n, channels, height, width) in [-1, 1]."""
-    values = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture) for picture in values]
 
 
 def _sheet(found: torch.Tensor, nearest: torch.Tensor, prompts: list[str]) -> Image.Image:

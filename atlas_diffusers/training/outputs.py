@@ -9,8 +9,9 @@ import atlas_diffusers
 
 from ..config import DatasetConfig, TrainingConfig
 from ..pipelines.grids import labelled_grid
+from ..pipelines.pictures import to_pictures
 from .data import BridgePairs, PictureDataset
-from .evaluation import Evaluator, call_inputs, to_pictures
+from .evaluation import Evaluator, call_inputs
 from .lora import write_adapters
 from .networks import Networks
 from .sources import load_training_data

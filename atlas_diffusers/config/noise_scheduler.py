@@ -1,0 +1,74 @@
+"""The noise process and the sampling options of a pipeline of ``atlas_diffusers.system``."""
+
+from enum import Enum
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .training import StrictModel
+
+
+class BetaSchedule(str, Enum):
+    """Names of beta schedules."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    QUADRATIC = "quadratic"
+    SIGMOID = "sigmoid"
+    EXPONENTIAL = "exponential"
+    SCALED_LINEAR = "scaled_linear"
+    LAPLACE = "laplace"
+
+
+class SamplingMethod(str, Enum):
+    """Names of samplers."""
+
+    DDPM = "ddpm"
+    DDIM = "ddim"
+    PNDM = "pndm"
+    EULER = "euler"
+    ANCESTRAL = "ancestral"
+    HEUN = "heun"
+    MULTISTEP = "multistep"
+
+
+class NoiseSchedulerConfig(StrictModel):
+    """Fields and defaults as of the original noise scheduler system."""
+
+    num_train_timesteps: int = Field(1000, ge=1, description="T, the timesteps that the network was trained with")
+    beta_start: float = Field(0.0001, gt=0, lt=1)
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    beta_schedule: BetaSchedule = BetaSchedule.LINEAR
+    clip_sample: bool = Field(True, description="clamp the data prediction to ±clip_sample_range")
+    clip_sample_range: float = Field(1.0, gt=0)
+    prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "epsilon"
+    thresholding: bool = Field(False, description="dynamic thresholding (arXiv 2205.11487) instead of clipping")
+    dynamic_thresholding_ratio: float = Field(0.995, gt=0, le=1)
+    sample_max_value: float = Field(1.0, gt=0)
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    steps_offset: int = Field(1, ge=0, description="added to leading timesteps")
+    use_clipped_model_output: bool = Field(True, description="DDIM: the noise prediction follows the clipped data prediction")
+    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"] = (
+        Field("fixed_small", description="of DDPM's noise")
+    )
+    sample_padding_threshold: float = Field(0.0, description="kept for files of the original, which never used it; only 0")
+    sample_padding_norm: float = Field(1.0, description="kept for files of the original, which never used it; only 1")
+
+    @field_validator("sample_padding_threshold", "sample_padding_norm")
+    @classmethod
+    def _unused(cls, value: float, info) -> float:
+        only = cls.model_fields[info.field_name].default
+        if value != only:
+            raise ValueError(f"had no effect in the original and has none here; allowed is {only}")
+        return value
+
+    @model_validator(mode="after")
+    def _rises(self) -> "NoiseSchedulerConfig":
+        if self.beta_start > self.beta_end:
+            raise ValueError(f"beta_start={self.beta_start} must not exceed beta_end={self.beta_end}")
+        return self
+
+    def scheduler_options(self, known: set[str]) -> dict[str, Any]:
+        """Keyword arguments of a scheduler that knows the options ``known``."""
+        data = self.model_dump(mode="json")
+        return {name: value for name, value in data.items() if name in known}
