@@ -2,6 +2,7 @@
 
 from .bridge import BridgeConfig
 from .kernels import KernelConfig
+from .models import ConditioningConfig, HighResModelConfig, InferenceConfig, SamplerConfig
 from .noise_scheduler import BetaSchedule, NoiseSchedulerConfig, SamplingMethod
 from .presets import list_presets, load_preset, read_recipe
 from .reading import apply_overrides, read_mapping, validate
@@ -10,10 +11,14 @@ from .training import DatasetConfig, LoRAConfig, TextEncoderConfig, TrainingConf
 __all__ = [
     "BetaSchedule",
     "BridgeConfig",
+    "ConditioningConfig",
     "DatasetConfig",
+    "HighResModelConfig",
+    "InferenceConfig",
     "KernelConfig",
     "LoRAConfig",
     "NoiseSchedulerConfig",
+    "SamplerConfig",
     "SamplingMethod",
     "TextEncoderConfig",
     "TrainingConfig",

@@ -67,6 +67,12 @@ class LoRAConfig(StrictModel):
         default_factory=list, description="of the text encoder, such as [q_proj, k_proj, v_proj, out_proj]; none by default"
     )
 
+    def peft(self, modules: list[str]):
+        """PEFT's configuration of adapters for some modules."""
+        from peft import LoraConfig
+
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha or self.rank, lora_dropout=self.dropout, target_modules=modules)
+
 
 class TrainingConfig(StrictModel):
     """A training run: data, network, noise, optimiser, and what is written when."""

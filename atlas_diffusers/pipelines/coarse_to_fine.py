@@ -4,16 +4,14 @@ import copy
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from diffusers.utils.torch_utils import randn_tensor
 
 from ..schedulers import BaseScheduler
 from ..schedules import NoiseLevel
+from ..solvers import lift, split_steps
 from .bridging import noise_level
 from .denoising import DenoisingRun
 from .latents import set_begin_index
 
-COARSE_SHARE = 0.5
 LARGEST_SIGMA = 1e3
 
 
@@ -40,29 +38,9 @@ def plan_stages(scheduler, levels: int) -> list[Stage]:
         ValueError: for fewer steps than twice the number of resolutions.
     """
     steps = list(dict.fromkeys(scheduler.timesteps.tolist()))
-    if len(steps) < 2 * levels:
-        raise ValueError(f"hierarchical sampling over {levels} resolutions needs at least {2 * levels} steps, got {len(steps)}")
+    plan = split_steps(len(steps), levels)
     sigmas = [min(noise_level(scheduler, torch.tensor(t)).sigma_hat, LARGEST_SIGMA) for t in steps] + [0.0]
-    ends = [round(COARSE_SHARE * len(steps) * k / (levels - 1)) for k in range(levels)] + [len(steps)]
-    return [
-        Stage(halvings, [sigma / 2**halvings for sigma in sigmas[begin : end + 1]])
-        for halvings, begin, end in zip(reversed(range(levels)), ends, ends[1:])
-    ]
-
-
-def lift(x: torch.Tensor, sigma: float, generator=None) -> torch.Tensor:
-    """
-    From ``y_0 + (σ/2) ε`` to ``x_0 + σ ε`` of twice the resolution, x_0 the picture y_0 with every pixel doubled: the noise is
-    white again once the detail that averaging cannot see gets its own.
-
-    Args:
-        x: (batch, channels, height, width), in coordinates where the signal has weight 1.
-        sigma: σ̂ of the fine sample.
-        generator: draws the detail.
-    """
-    large = F.interpolate(x, scale_factor=2, mode="nearest")
-    noise = randn_tensor(large.shape, generator, x.device, x.dtype)
-    return large + sigma * (noise - F.interpolate(F.avg_pool2d(noise, 2), scale_factor=2, mode="nearest"))
+    return [Stage(halvings, [s / 2**halvings for s in sigmas[begin : end + 1]]) for halvings, begin, end in plan]
 
 
 class CoarseToFineMixin:

@@ -6,6 +6,7 @@ signal-to-noise ratio is ``λ_t = log(α_t / σ_t)``.
 """
 
 from .betas import BETA_SCHEDULES, get_betas, register_beta_schedule, rescale_zero_terminal_snr
+from .continuous import karras_noise_schedule
 from .grids import SIGMA_GRIDS, TIMESTEP_SPACINGS, sigma_grid, spaced_timesteps
 from .levels import NoiseLevel, NoiseTable
 from .predictions import PREDICTION_TYPES, data_coefficients, noise_coefficients, output_coefficients
@@ -19,6 +20,7 @@ __all__ = [
     "TIMESTEP_SPACINGS",
     "data_coefficients",
     "get_betas",
+    "karras_noise_schedule",
     "noise_coefficients",
     "output_coefficients",
     "register_beta_schedule",

@@ -6,13 +6,16 @@ the cost C, which is the squared distance (no ½) between points.
 """
 
 from .dynamic_bridge import DynamicBridge
+from .hierarchical import AdvancedHierarchicalDiffusionSampler
 from .potentials import extrapolate_potentials
+from .resolution import lift, split_steps
 from .schrodinger_bridge import BridgeCoupling, BridgeState, SchrodingerBridgeSolver
 from .sinkhorn import entropic_transport, sinkhorn
 from .sinkhorn_output import SinkhornOutput
 from .transport_maps import RichardsonMap, debiased_map, richardson_map, sinkhorn_divergence
 
 __all__ = [
+    "AdvancedHierarchicalDiffusionSampler",
     "BridgeCoupling",
     "BridgeState",
     "DynamicBridge",
@@ -22,7 +25,9 @@ __all__ = [
     "debiased_map",
     "entropic_transport",
     "extrapolate_potentials",
+    "lift",
     "richardson_map",
     "sinkhorn",
     "sinkhorn_divergence",
+    "split_steps",
 ]

@@ -14,8 +14,6 @@ def add_adapters(unet: torch.nn.Module, text_encoder: torch.nn.Module | None, co
     Raises:
         ValueError: for target modules that a network does not have, or adapters for a text encoder that is not there.
     """
-    from peft import LoraConfig
-
     if config.text_encoder_modules and text_encoder is None:
         raise ValueError(f"lora.text_encoder_modules={config.text_encoder_modules}, but the pipeline has no text encoder")
     for network, modules in ((unet, config.target_modules), (text_encoder, config.text_encoder_modules)):
@@ -27,11 +25,7 @@ def add_adapters(unet: torch.nn.Module, text_encoder: torch.nn.Module | None, co
             missing = [module for module in modules if not any(name.endswith(f".{module}") for name in names)]
             if missing:
                 raise ValueError(f"lora: {type(network).__name__} has no modules named {missing}")
-            network.add_adapter(
-                LoraConfig(
-                    r=config.rank, lora_alpha=config.alpha or config.rank, lora_dropout=config.dropout, target_modules=modules
-                )
-            )
+            network.add_adapter(config.peft(modules))
 
 
 def write_adapters(folder: Path, networks: dict[str, torch.nn.Module], dtype: torch.dtype) -> None:
