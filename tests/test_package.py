@@ -16,7 +16,7 @@ PACKAGE = ROOT / "atlas_diffusers"
 ALLOWED = {
     "schedules": set(),
     "config": set(),
-    "conditioning": set(),
+    "conditioning": {"config"},
     "pretrained": set(),
     "models": {"config"},
     "schedulers": {"schedules"},

@@ -1,5 +1,6 @@
 """From prompts to the states that a network attends to."""
 
 from .clip import build_text_encoder, build_tokenizer, tokenize
+from .interface import CLIPConditioningInterface, TextEncoding
 
-__all__ = ["build_text_encoder", "build_tokenizer", "tokenize"]
+__all__ = ["CLIPConditioningInterface", "TextEncoding", "build_text_encoder", "build_tokenizer", "tokenize"]

@@ -85,9 +85,8 @@ def build_text_encoder(
     )
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
-    """Token ids padded to the tokenizer's length, ``(len(texts), model_max_length)``."""
-    batch = tokenizer(
-        texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str], length: int | None = None) -> torch.Tensor:
+    """Token ids padded to ``length``, by default the tokenizer's own, ``(len(texts), length)``."""
+    length = length or tokenizer.model_max_length
+    batch = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return batch.input_ids
