@@ -4,7 +4,7 @@ from .bridge import BridgeConfig
 from .kernels import KernelConfig
 from .models import ConditioningConfig, HighResModelConfig, InferenceConfig, SamplerConfig
 from .noise_scheduler import BetaSchedule, NoiseSchedulerConfig, SamplingMethod
-from .presets import list_presets, load_preset, read_recipe
+from .presets import build_preset, list_presets, load_preset, read_recipe
 from .reading import apply_overrides, read_mapping, validate
 from .training import DatasetConfig, LoRAConfig, TextEncoderConfig, TrainingConfig
 
@@ -23,6 +23,7 @@ __all__ = [
     "TextEncoderConfig",
     "TrainingConfig",
     "apply_overrides",
+    "build_preset",
     "list_presets",
     "load_preset",
     "read_mapping",

@@ -4,7 +4,10 @@ import copy
 import difflib
 from typing import Any
 
-from .reading import read_mapping
+from .kernels import KernelConfig
+from .models import HighResModelConfig, InferenceConfig, SamplerConfig
+from .reading import read_mapping, validate
+from .training import TrainingConfig
 
 _COSINE = {
     "_class_name": "AtlasDDIMScheduler",
@@ -101,23 +104,58 @@ EXPERIMENTS: dict[str, tuple[int, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def list_presets() -> list[str]:
-    """Names that :func:`load_preset` knows."""
-    return sorted(EXPERIMENTS)
+# one row a profile: what fits it
+_PROFILES: dict[str, dict[str, Any]] = {
+    "cpu": {"batch_size": 1, "resolution": 256, "kernel_solver": "auto", "description": "no GPU"},
+    "6gb": {
+        "batch_size": 1, "resolution": 512, "dtype": "float16", "attention_slicing": True, "vae_tiling": True,
+        "cpu_offload": True, "kernel_solver": "nystrom", "description": "GTX 1660, RTX 3050",
+    },
+    "8gb": {
+        "batch_size": 2, "resolution": 512, "dtype": "float16", "attention_slicing": True, "vae_tiling": True,
+        "description": "RTX 3060 Ti, RTX 4060",
+    },
+    "12gb": {"batch_size": 4, "resolution": 768, "dtype": "float16", "vae_tiling": True, "description": "RTX 3060, RTX 4070"},
+    "16gb": {"batch_size": 8, "resolution": 1024, "dtype": "bfloat16", "vae_tiling": True, "description": "RTX 4080, A4000"},
+    "24gb": {"batch_size": 16, "resolution": 1024, "dtype": "bfloat16", "description": "RTX 3090, RTX 4090"},
+    "32gb": {"batch_size": 20, "resolution": 1536, "dtype": "bfloat16", "description": "RTX 5090, V100"},
+}  # fmt: skip
+
+PRESETS: dict[str, tuple[type, dict[str, Any]]] = {
+    "model:highres_default": (HighResModelConfig, {}),
+    "kernel:gaussian_multiscale": (KernelConfig, {"kernel_type": "gaussian", "multi_scale": True}),
+    "sampler:hierarchical_default": (SamplerConfig, {"hierarchical_sampling": True}),
+    **{
+        f"gpu:{name}": (InferenceConfig, {"memory_gb": int(name.removesuffix("gb")) if name != "cpu" else 0, **row})
+        for name, row in _PROFILES.items()
+    },
+    **{name: (TrainingConfig, recipe) for name, (_, recipe) in EXPERIMENTS.items()},
+}
+
+
+def list_presets(kind: str = "") -> list[str]:
+    """Names that :func:`load_preset` knows, of one kind (`model`, `kernel`, `sampler`, `gpu`, `experiment`) or all."""
+    return [name for name in PRESETS if name.startswith(kind)]
 
 
 def load_preset(name: str) -> dict[str, Any]:
     """
-    A copy of the settings called ``name``, such as ``"experiment:cifar10"``, a recipe for ``TrainingConfig``.
+    A copy of the settings called ``name``, such as the recipe ``"experiment:cifar10"``.
 
     Raises:
         ValueError: for an unknown name, with the known ones.
     """
-    if name not in EXPERIMENTS:
-        near = difflib.get_close_matches(name, EXPERIMENTS, n=1)
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f", did you mean {near[0]!r}?" if near else f"; allowed are {list_presets()}"
         raise ValueError(f"preset {name!r} is unknown{hint}")
-    return copy.deepcopy(EXPERIMENTS[name][1])
+    return copy.deepcopy(PRESETS[name][1])
+
+
+def build_preset(name: str, **changes: Any):
+    """The configuration called ``name``, with some fields changed: ``build_preset("gpu:8gb", batch_size=1)``."""
+    data = load_preset(name)
+    return validate(PRESETS[name][0], data | changes)
 
 
 def read_recipe(source: str) -> dict[str, Any]:

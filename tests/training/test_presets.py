@@ -6,7 +6,15 @@ from torch import nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from atlas_diffusers import AtlasUNet2DModel
-from atlas_diffusers.config import TrainingConfig, list_presets, load_preset, read_recipe, validate
+from atlas_diffusers.config import (
+    HighResModelConfig,
+    TrainingConfig,
+    build_preset,
+    list_presets,
+    load_preset,
+    read_recipe,
+    validate,
+)
 from atlas_diffusers.config.presets import EXPERIMENTS
 from atlas_diffusers.training.memory import LiveBytes, estimate_memory
 
@@ -18,9 +26,23 @@ def config(name, **changes):
 
 
 def test_the_experiments_of_the_original_are_there():
-    assert [f"experiment:{name}" for name in NAMES] == list_presets()
-    resolutions = [config(name).dataset.resolution for name in list_presets()]
-    assert resolutions == [1024, 32, 128, 64, 256]
+    found = sorted(list_presets("experiment"))
+    assert [f"experiment:{name}" for name in NAMES] == found
+    assert [config(name).dataset.resolution for name in found] == [1024, 32, 128, 64, 256]
+
+
+def test_every_preset_is_valid():
+    for name in list_presets():
+        assert build_preset(name) is not None
+    assert build_preset("model:highres_default") == HighResModelConfig()
+    assert build_preset("sampler:hierarchical_default").hierarchical_sampling
+    assert build_preset("kernel:gaussian_multiscale").arguments()["scale_factors"] == [0.5, 1.0, 2.0]
+    profiles = [build_preset(name) for name in list_presets("gpu")]
+    assert [p.memory_gb for p in profiles] == [0, 6, 8, 12, 16, 24, 32]
+    assert [p.batch_size for p in profiles] == sorted(p.batch_size for p in profiles)
+    assert build_preset("gpu:8gb", batch_size=1).batch_size == 1
+    with pytest.raises(ValueError, match="batch_size=0"):
+        build_preset("gpu:8gb", batch_size=0)
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
@@ -39,7 +61,7 @@ def test_a_preset_is_a_copy():
 def test_an_unknown_preset_names_the_known_ones():
     with pytest.raises(ValueError, match=r"'experiment:cifar' is unknown, did you mean 'experiment:cifar10'\?"):
         read_recipe("experiment:cifar")
-    with pytest.raises(ValueError, match="'mnist' is unknown; allowed are.*experiment:ffhq128"):
+    with pytest.raises(ValueError, match="'mnist' is unknown; allowed are.*'gpu:6gb'.*experiment:ffhq128"):
         load_preset("mnist")
 
 
