@@ -7,8 +7,11 @@ from pathlib import Path
 
 from .cli_bridge import add_bridge_command
 from .cli_calibrate import add_calibrate_command
+from .cli_compare import add_compare_command
+from .cli_config import add_config_commands
 from .cli_evaluate import add_evaluate_command
 from .cli_schedulers import add_schedulers_command, scheduler_class
+from .cli_train import add_train_command
 
 EXAMPLES = """examples:
   atlas-diffusers generate "red heart" -o heart.png
@@ -50,6 +53,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_bridge_command(commands)
     add_calibrate_command(commands)
     add_evaluate_command(commands)
+    add_compare_command(commands)
+    add_train_command(commands)
+    add_config_commands(commands)
     return parser
 
 
@@ -111,8 +117,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; bad input prints one line and gives status 2."""
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (ValueError, OSError, ImportError) as error:
         print(f"atlas-diffusers: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0

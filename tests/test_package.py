@@ -35,7 +35,16 @@ ALLOWED = {
     "cli_calibrate": {"pipelines", "schedulers"},
     "cli_evaluate": {"config", "pipelines", "training"},
     "cli_schedulers": {"schedulers", "pretrained", "plots"},
-    "cli": {"pipelines", "metrics", "config", "cli_bridge", "cli_calibrate", "cli_evaluate", "cli_schedulers"},
+    "examples": {
+        "conditioning", "config", "easy_api", "kernels", "pipelines", "schedules", "solvers", "training",
+    },
+    "cli_compare": {"plots", "system"},
+    "cli_config": {"check_hardware", "config", "hardware", "system"},
+    "cli_train": {"config"},
+    "cli": {
+        "pipelines", "metrics", "config", "cli_bridge", "cli_calibrate", "cli_compare", "cli_config", "cli_evaluate",
+        "cli_schedulers", "cli_train",
+    },
 }
 
 

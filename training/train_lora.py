@@ -6,7 +6,7 @@
 
 import sys
 
-from train import main
+from atlas_diffusers.training.script import main
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, {"lora": {}}))

@@ -32,12 +32,17 @@ class Trainer:
 
     Every random number is a function of the seed and of a picture's place in the run: processes share them as one process would
     have them, and a resumed run repeats exactly what an uninterrupted one does.
+
+    Args:
+        config: the recipe.
+        cpu: leave GPUs alone.
     """
 
-    def __init__(self, config: TrainingConfig):
+    def __init__(self, config: TrainingConfig, cpu: bool = False):
         self.micro_batch = config.micro_batch_size or config.batch_size
         self.accumulation = config.batch_size // self.micro_batch
         self.accelerator = Accelerator(
+            cpu=cpu,
             mixed_precision=config.mixed_precision,
             log_with=config.trackers or None,
             project_dir=config.output_dir,

@@ -1,0 +1,75 @@
+"""
+Train a preset and draw from the result:
+
+    python -m atlas_diffusers.examples.training_pipeline PRESET [DATA [FOLDER [STEPS]]]
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from ..config import TrainingConfig, load_preset, validate
+from ..easy_api import create_sampler
+from ..training import Trainer
+
+
+def run_training(
+    preset_name: str,
+    dataset_root: str | None = None,
+    checkpoint_dir: str | None = None,
+    device: str | None = None,
+    max_steps: int | None = None,
+    **overrides,
+) -> Path:
+    """
+    Train ``experiment:NAME``.
+
+    Args:
+        preset_name: see :func:`~atlas_diffusers.config.list_presets`.
+        dataset_root: folder of pictures, instead of the preset's data.
+        checkpoint_dir: where everything is written; a run that was interrupted goes on.
+        device: `cpu`, or by default what Accelerate finds.
+        max_steps: optimiser steps.
+        overrides: further fields of the recipe.
+
+    Returns:
+        The folder of the pipeline.
+
+    Raises:
+        ValueError: for an unknown preset, or fields that are wrong.
+    """
+    recipe = load_preset(preset_name) | overrides
+    if dataset_root is not None:
+        dataset = {name: value for name, value in recipe["dataset"].items() if name != "image_column"}
+        recipe["dataset"] = dataset | {"name": "imagefolder", "root": str(dataset_root)}
+    if checkpoint_dir is not None:
+        recipe["output_dir"] = str(checkpoint_dir)
+    if max_steps is not None:
+        recipe["max_steps"] = max_steps
+    if device == "cpu":
+        recipe["mixed_precision"] = "no"
+    return Trainer(validate(TrainingConfig, recipe), cpu=device == "cpu").train()
+
+
+def run_inference(
+    checkpoint: str | Path,
+    prompts: list[str] | None = None,
+    num_samples: int = 4,
+    timesteps: int = 50,
+    seed: int = 0,
+    **options,
+) -> torch.Tensor:
+    """Pictures (n, channels, height, width) in [0, 1] of a trained folder; ``options`` of ``create_sampler``."""
+    sampler = create_sampler(str(checkpoint), **options)
+    return sampler.generate(prompts, num_samples=num_samples, timesteps=timesteps, seed=seed)
+
+
+def main(preset: str, data: str | None = None, folder: str | None = None, steps: str | None = None) -> None:
+    """Train, then draw four pictures."""
+    pipeline = run_training(preset, data, folder, max_steps=None if steps is None else int(steps))
+    print(pipeline, tuple(run_inference(pipeline).shape))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,58 @@
+"""The examples run and print what they did; numbers are compared where there are any."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from atlas_diffusers.examples import basic_sampling, conditioning, custom_kernels, lora, run_inference, run_training
+from atlas_diffusers.pretrained import load_digits
+
+SMALL = {
+    "model": {"base_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_levels": [], "num_heads": 2,
+              "norm_num_groups": 4, "num_class_embeds": 10},
+    "batch_size": 4, "micro_batch_size": None, "warmup_steps": 1, "checkpoint_interval": 2, "sample_interval": None,
+}  # fmt: skip
+
+
+def test_basic_sampling(tmp_path, capsys):
+    basic_sampling.main(str(tmp_path / "sheet.png"))
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 3 * 160
+    assert "sheet.png" in capsys.readouterr().out
+
+
+def test_conditioning_paints_a_red_heart(tmp_path):
+    conditioning.main(str(tmp_path / "sheet.png"))
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        red, green, blue = (channel.crop((48, 48, 128, 128)) for channel in sheet.convert("RGB").split())
+    means = [sum(channel.get_flattened_data()) / (80 * 80) for channel in (red, green, blue)]
+    assert means[0] > 150 > 120 > max(means[1:])
+
+
+def test_custom_kernels(capsys):
+    custom_kernels.main()
+    assert float(capsys.readouterr().out.split()[-1]) < 1e-2
+    custom_kernels.main()
+
+
+def test_lora(tmp_path, capsys):
+    with torch.random.fork_rng():
+        lora.main(str(tmp_path), "2")
+    assert int(capsys.readouterr().out.split()[-2]) > 1000
+
+
+def test_a_preset_is_trained_and_drawn_from(tmp_path):
+    digits = tmp_path / "digits"
+    for i, row in enumerate(load_digits("test").select(range(20))):
+        (digits / str(row["label"])).mkdir(parents=True, exist_ok=True)
+        row["image"].resize((32, 32)).save(digits / str(row["label"]) / f"{i}.png")
+    with torch.random.fork_rng():
+        folder = run_training("experiment:cifar10", str(digits), str(tmp_path / "run"), "cpu", 2, **SMALL)
+        found = run_inference(folder, num_samples=2, timesteps=2)
+    assert found.shape == (2, 3, 32, 32) and found.min() >= 0 and found.max() <= 1
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert recipe["max_steps"] == 2 and recipe["dataset"]["root"] == str(digits) and recipe["mixed_precision"] == "no"
+    with pytest.raises(ValueError, match="did you mean 'experiment:cifar10'"):
+        run_training("experiment:cifar100")
