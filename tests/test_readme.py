@@ -1,10 +1,15 @@
 """The README's Python blocks run, and its first two commands are the Makefile's."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from stock_pipelines import build_stock_pipeline
+
+from atlas_diffusers.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,12 +32,33 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
-def test_blocks_of_the_pages_that_stand_alone_run(page, tmp_path, monkeypatch):
+def test_python_blocks_of_the_pages_run(page, tmp_path, monkeypatch):
+    """In order, with what the blocks before them made; a pipeline of the hub is a tiny one of the same class."""
     monkeypatch.chdir(tmp_path)
+    from_pretrained = StableDiffusionPipeline.from_pretrained
+
+    def tiny(name, **options):
+        assert name == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+        build_stock_pipeline("text2img").save_pretrained(tmp_path / "stock")
+        return from_pretrained(tmp_path / "stock", **options)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", tiny)
+    scope: dict = {}
     with torch.random.fork_rng():
         for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-            if block.startswith(("import", "from")):
-                exec(compile(block, page.name, "exec"), {})
+            exec(compile(block, page.name, "exec"), scope)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem)
+def test_commands_of_the_pages_exist(page):
+    """Scripts are there, and every command of ours parses."""
+    parser = build_parser()
+    for line in re.findall(r"^(?:atlas-diffusers|accelerate launch) .*$", page.read_text(encoding="utf-8"), re.M):
+        words = shlex.split(line.split(" #")[0])
+        if words[0] == "accelerate":
+            assert (ROOT / words[2]).is_file(), line
+        else:
+            parser.parse_args(words[1:])
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))

@@ -513,3 +513,9 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
     for name in first:
         if name.startswith("average"):
             torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-3)
+
+
+def test_weights_split_over_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "SPLIT", (trainer.DistributedType.NO,))
+    with pytest.raises(ValueError, match="every process must hold the network"):
+        build(tmp_path)
