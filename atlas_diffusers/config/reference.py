@@ -25,10 +25,10 @@ def reference() -> str:
 
 
 def _table(model: type[BaseModel]) -> str:
-    rows = []
+    rows, schemas = [], model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
-        schema = model.model_json_schema()["properties"][name]
-        rows.append(f"| `{name}` | {_kind(schema)} | {_default(field)} | {(field.description or '').replace('|', '/')} |")
+        text = (field.description or "").replace("|", "/")
+        rows.append(f"| `{name}` | {_kind(schemas[name])} | {_default(field)} | {text} |")
     summary = (model.__doc__ or "").strip().splitlines()[0]
     head = "| field | type | default | what it does |\n|---|---|---|---|"
     return f"## {model.__name__}\n\n{summary}\n\n{head}\n" + "\n".join(rows) + "\n"

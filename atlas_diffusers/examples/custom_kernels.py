@@ -5,13 +5,12 @@ import torch
 from ..kernels import KernelFunction, make_kernel_operator, register_kernel
 from ..solvers import sinkhorn
 
-SQUARED_CAUCHY = register_kernel(
-    KernelFunction("squared_cauchy", lambda squared, epsilon: -2 * torch.log1p(squared / epsilon**2))
-)
+SQUARED_CAUCHY = KernelFunction("squared_cauchy", lambda squared, epsilon: -2 * torch.log1p(squared / epsilon**2))
 
 
 def main() -> None:
     """Couple two clouds with the kernel 1/(1 + |x − y|²/ε²)² and print the marginal error."""
+    register_kernel(SQUARED_CAUCHY)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, 2, generator=generator) for n in (200, 300))
     operator = make_kernel_operator(x, y, kernel_type=SQUARED_CAUCHY.name, epsilon=0.5, solver_type="direct")
