@@ -73,6 +73,8 @@ class EasySampler:
         first = _fresh_seed() if seed is None else seed
         call = {"num_inference_steps": timesteps, "guidance_scale": guidance_scale, "output_type": output_type}
         call |= {"height": self.side, "width": self.side, **options}
+        if "references" in options and "bridge" not in options:
+            call["bridge"] = {"solver_type": self.profile.kernel_solver}
         parts, done = [], 0
         while done < len(rows):
             part = rows[done : done + self.profile.batch_size]

@@ -124,6 +124,31 @@ def test_every_recipe_field_has_a_reader():
             assert any(f".{field}" in source for source in sources), f"{model.__name__}.{field}"
 
 
+def test_every_field_of_the_facades_has_a_reader():
+    from atlas_diffusers.config import (
+        ConditioningConfig,
+        HighResModelConfig,
+        InferenceConfig,
+        NoiseSchedulerConfig,
+        SamplerConfig,
+    )
+    from atlas_diffusers.models.high_res import OWN
+
+    sources = [f.read_text() for f in PACKAGE.rglob("*.py") if f.parent.name != "config"]
+    for model in (ConditioningConfig, InferenceConfig, SamplerConfig):
+        for field in model.model_fields:
+            assert any(f".{field}" in source for source in sources), f"{model.__name__}.{field}"
+    unet = set(inspect.signature(atlas_diffusers.AtlasUNet2DModel.__init__).parameters)
+    high_res = (PACKAGE / "models" / "high_res.py").read_text()
+    for field in HighResModelConfig.model_fields:
+        assert field in unet or (field in OWN and f"config.{field}" in high_res), field
+    classes = [getattr(atlas_diffusers, name) for name in atlas_diffusers.SCHEDULERS]
+    options = {option for cls in classes for option in inspect.signature(cls.__init__).parameters}
+    step = set(inspect.signature(atlas_diffusers.AtlasDDIMScheduler.step).parameters)
+    fixed = {"sample_padding_threshold", "sample_padding_norm"}  # kept for old files, only their defaults are allowed
+    assert set(NoiseSchedulerConfig.model_fields) <= options | step | fixed
+
+
 def test_every_scheduler_option_has_a_reader():
     from atlas_diffusers.schedulers.time_grid import GRID_OF_OPTION
 

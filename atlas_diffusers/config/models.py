@@ -26,7 +26,6 @@ class HighResModelConfig(StrictModel):
     in_channels: int = Field(4, ge=1)
     out_channels: int = Field(4, ge=1)
     sample_size: int = Field(128, ge=1, description="sides of the latents, in latent pixels")
-    latent_downsampling_factor: int = Field(8, ge=1, description="pixels a latent pixel")
     base_channels: int = Field(192, ge=1)
     channel_mult: list[int] = Field([1, 2, 4, 4], min_length=1)
     num_res_blocks: int = Field(2, ge=1)
@@ -41,7 +40,6 @@ class HighResModelConfig(StrictModel):
     norm_num_groups: int = Field(32, ge=1)
     num_resolutions: int = Field(1, ge=1)
     lora: LoRAConfig | None = Field(None, description="adapters that it is given at once")
-    conditioning: ConditioningConfig | None = None
 
 
 class SamplerConfig(StrictModel):

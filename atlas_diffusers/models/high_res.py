@@ -3,7 +3,7 @@
 from ..config import HighResModelConfig
 from .unet_atlas import AtlasUNet2DModel
 
-OWN = ("latent_downsampling_factor", "conditional", "context_dim", "lora", "conditioning")
+OWN = ("conditional", "context_dim", "lora")
 
 
 def HighResLatentScoreModel(config: HighResModelConfig | None = None, **fields) -> AtlasUNet2DModel:

@@ -90,16 +90,24 @@ class PictureDataset(Dataset):
         return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
 
     def captions(self) -> list[str]:
-        """Every text that an item may carry; of a stream, those of the first 10,000 rows."""
+        """
+        Every text that an item may carry; of a stream, those of the first 10,000 rows.
+
+        Raises:
+            ValueError: for a row without a caption.
+        """
         c = self.config
         columns = [column for column in (c.caption_column, c.aliases_column) if column is not None]
         if not columns:
             return []
         rows = islice(self.data, CAPTIONS_OF_STREAM) if c.streaming else self.data.select_columns(columns)
         texts = []
-        for row in rows:
-            texts += [] if c.caption_column is None else [row[c.caption_column]]
-            texts += [] if c.aliases_column is None else row[c.aliases_column]
+        for number, row in enumerate(rows):
+            found = [] if c.caption_column is None else [row[c.caption_column]]
+            found += [] if c.aliases_column is None else row[c.aliases_column] or []
+            if wrong := [text for text in found if not isinstance(text, str)]:
+                raise ValueError(f"dataset {c.name!r}: row {number} has no caption in {columns}, but {wrong[0]!r}")
+            texts += found
         return texts
 
 

@@ -284,6 +284,8 @@ def test_a_picture_without_a_caption_is_named(tmp_path, offline_cache):
     missing = list(data.data["text"]).index(None)
     with pytest.raises(ValueError, match=r"1\.png has no caption in column 'text' \(found None\)"):
         data[missing, 0]
+    with pytest.raises(ValueError, match=rf"row {missing} has no caption in \['text'\], but None"):
+        data.captions()
 
 
 def test_an_empty_folder_is_named(tmp_path, offline_cache):
