@@ -17,52 +17,76 @@ from atlas_diffusers.training.checkpoints import checkpoints
 
 CHANGES = {"max_steps": 10, "checkpoint_interval": 2, "batch_size": 4}
 
-# train.py, but at step STEP the process kills itself at MOMENT
-SCRIPT = """
-import os, runpy, shutil, signal, sys
+# runs train.py once for each job, in a child that imports nothing anew, and kills it, or fills its disk, at step STEP
+DRIVER = """
+import json, os, resource, shutil, signal, sys
 from pathlib import Path
 from atlas_diffusers.training import checkpoints, trainer
+from atlas_diffusers.training.script import main
 
-moment, step = sys.argv.pop(1), int(sys.argv.pop(1))
-die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-save_file, rename, log = checkpoints.save_file, Path.rename, trainer.Trainer._log
-now = {"step": 0}
+save_file, rename, rmtree, log = checkpoints.save_file, Path.rename, shutil.rmtree, trainer.Trainer._log
+step_of, now = trainer.Trainer._optimizer_step, {"step": 0}
 
-def logging(self, *rest):
-    now["step"] = self.step
-    log(self, *rest)
-    if moment == "between steps" and self.step == step:
-        die()
-trainer.Trainer._log = logging
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
 
-def half_written(tensors, file):
-    save_file(tensors, file)
-    if moment == "inside the write" and now["step"] == step:
-        data = Path(file).read_bytes()
-        Path(file).write_bytes(data[: len(data) // 2])
-        die()
-checkpoints.save_file = half_written
+def prepare(moment, step):
+    def optimizer_step(self, batches):
+        if moment == "full disk" and self.step == step - 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        return step_of(self, batches)
 
-def renaming(self, target):
-    if ".partial" in self.name and moment == "before the rename" and now["step"] == step:
-        die()
-    rename(self, target)
-    if moment == "before pruning" and now["step"] == step:
-        die()
-Path.rename = renaming
-
-rmtree = shutil.rmtree
-def removing(path, *rest, **options):
-    if moment == "while pruning" and now["step"] == step and not Path(path).name.startswith("."):
-        (Path(path) / "state.safetensors").unlink(missing_ok=True)
-        if Path(path).is_dir():
+    def logging(self, *rest):
+        now["step"] = self.step
+        log(self, *rest)
+        if moment == "between steps" and self.step == step:
             die()
-    rmtree(path, *rest, **options)
-checkpoints.shutil.rmtree = removing
 
-sys.argv[0] = "train.py"
-runpy.run_path(os.path.join(os.environ["PYTHONPATH"], "training", "train.py"), run_name="__main__")
+    def half_written(tensors, file):
+        save_file(tensors, file)
+        if moment == "inside the write" and now["step"] == step:
+            data = Path(file).read_bytes()
+            Path(file).write_bytes(data[: len(data) // 2])
+            die()
+
+    def renaming(self, target):
+        if ".partial" in self.name and moment == "before the rename" and now["step"] == step:
+            die()
+        rename(self, target)
+        if moment == "before pruning" and now["step"] == step:
+            die()
+
+    def removing(path, *rest, **options):
+        if moment == "while pruning" and now["step"] == step and Path(path).is_dir() and not Path(path).name.startswith("."):
+            (Path(path) / "state.safetensors").unlink()
+            die()
+        rmtree(path, *rest, **options)
+
+    trainer.Trainer._optimizer_step, trainer.Trainer._log = optimizer_step, logging
+    checkpoints.save_file, Path.rename, checkpoints.shutil.rmtree = half_written, renaming, removing
+
+statuses = []
+for moment, step, arguments, errors in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+        prepare(moment, step)
+        sys.argv = ["train.py", *arguments]
+        status = main()
+        sys.stderr.flush()
+        os._exit(status)
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(statuses))
 """
+
+MOMENTS = {
+    "between steps": (5, 4),
+    "inside the write": (4, 2),
+    "before the rename": (6, 4),
+    "before pruning": (6, 6),
+    "while pruning": (6, 6),
+}
+STREAMED = CHANGES | {"max_steps": 6, "dataset": {"streaming": True, "shuffle_buffer": 12, "num_workers": 2}}
 
 
 def command(folder, name, **changes):
@@ -74,11 +98,20 @@ def environment(**more):
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
 
 
-def run_and_die(arguments, moment, step):
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """Folders of runs that were killed, or whose disk was full, by moment."""
+    folder, jobs = tmp_path_factory.mktemp("broken"), []
+    killed = [(moment, step, CHANGES) for moment, (step, _) in MOMENTS.items()]
+    for moment, step, changes in [*killed, ("between steps", 3, STREAMED), ("full disk", 4, CHANGES)]:
+        name = "streamed" if changes is STREAMED else moment.replace(" ", "-")
+        jobs.append((moment, step, command(folder, name, **changes), str(folder / f"{name}.txt")))
     result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, moment, str(step), *arguments], env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", DRIVER, json.dumps(jobs)], env=environment(), capture_output=True, text=True
     )
-    assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert json.loads(result.stdout.splitlines()[-1]) == [-signal.SIGKILL] * 6 + [2]
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -88,34 +121,32 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "moment, step, kept",
-    [
-        ("between steps", 5, 4),
-        ("inside the write", 4, 2),
-        ("before the rename", 6, 4),
-        ("before pruning", 6, 6),
-        ("while pruning", 6, 6),
-    ],
-)
-def test_a_run_that_kills_itself_ends_bit_equal(tmp_path, whole, moment, step, kept):
-    run_and_die(command(tmp_path, "killed", **CHANGES), moment, step)
-    assert latest_checkpoint(tmp_path / "killed").name == f"checkpoint-{kept}"
-    assert final_state(tmp_path / "killed")[1]["step"] == kept
-    resumed = build(tmp_path / "killed", **CHANGES)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_kills_itself_ends_bit_equal(broken, whole, moment):
+    folder, kept = broken / moment.replace(" ", "-"), MOMENTS[moment][1]
+    assert latest_checkpoint(folder).name == f"checkpoint-{kept}"
+    assert final_state(folder)[1]["step"] == kept
+    resumed = build(folder, **CHANGES)
     assert resumed.step == kept
     resumed.train()
-    assert_same_checkpoints(tmp_path / "killed", whole)
-    assert len(checkpoints(tmp_path / "killed")) == 2
-    assert not list((tmp_path / "killed").glob(".checkpoint*"))
+    assert_same_checkpoints(folder, whole)
+    assert len(checkpoints(folder)) == 2 and not list(folder.glob(".checkpoint*"))
 
 
-def test_a_killed_stream_with_workers_ends_bit_equal(tmp_path):
-    changes = CHANGES | {"max_steps": 6, "dataset": {"streaming": True, "shuffle_buffer": 12, "num_workers": 2}}
-    run_and_die(command(tmp_path, "killed", **changes), "between steps", 3)
-    build(tmp_path / "killed", **changes).train()
-    build(tmp_path / "whole", **changes).train()
-    assert_same_checkpoints(tmp_path / "killed", tmp_path / "whole")
+def test_a_killed_stream_with_workers_ends_bit_equal(broken, tmp_path):
+    build(broken / "streamed", **STREAMED).train()
+    build(tmp_path, **STREAMED).train()
+    assert_same_checkpoints(broken / "streamed", tmp_path)
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_with_the_last_checkpoint(broken, whole):
+    """The limit on the size of a file stands for a full disk: writing fails in the operating system, not in a stub."""
+    message = (broken / "full-disk.txt").read_text().strip().splitlines()[-1]
+    assert message.startswith("train.py: checkpoint ") and "checkpoint-4 could not be written" in message
+    folder = broken / "full-disk"
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"]
+    build(folder, **CHANGES).train()
+    assert_same_checkpoints(folder, whole)
 
 
 def launch(arguments, processes=2):
@@ -144,35 +175,3 @@ def test_two_killed_processes_end_bit_equal(tmp_path, changes):
     assert_same_checkpoints(tmp_path / "killed", tmp_path / "whole")
     rows = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 13)), "only one process writes, and no row is there twice"
-
-
-FULL = """
-import resource, runpy, sys
-from pathlib import Path
-sys.argv = ["train.py", *sys.argv[1:]]
-from atlas_diffusers.training import trainer
-step = trainer.Trainer._optimizer_step
-
-def limited(self, batches):
-    if self.step == 3:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    return step(self, batches)
-trainer.Trainer._optimizer_step = limited
-runpy.run_path(str(Path(sys.path[0]) / "train.py"), run_name="__main__")
-"""
-
-
-def test_a_disk_that_takes_no_more_ends_the_run_with_the_last_checkpoint(tmp_path):
-    """The limit on the size of a file stands for a full disk: writing fails in the operating system, not in a stub."""
-    (tmp_path / "full.py").write_text(FULL.replace("sys.path[0]", repr(str(ROOT / "training"))))
-    arguments = command(tmp_path, "run", **CHANGES)
-    result = subprocess.run(
-        [sys.executable, str(tmp_path / "full.py"), *arguments], env=environment(), capture_output=True, text=True
-    )
-    assert result.returncode == 2
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("train.py: checkpoint ") and "checkpoint-4 could not be written" in message
-    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
-    build(tmp_path / "run", **CHANGES).train()
-    build(tmp_path / "whole", **CHANGES).train()
-    assert_same_checkpoints(tmp_path / "run", tmp_path / "whole")
