@@ -68,7 +68,8 @@ class CLIPConditioningInterface:
             raise ValueError(f"expected a text or a non-empty list of texts, got {prompts!r}")
         if self._tower is None:
             raise ValueError("this interface encodes no text: its configuration has use_clip=False")
-        return TextEncoding(*(torch.stack(parts).to(self.device) for parts in zip(*map(self._cached, prompts))))
+        encodings = [self._cached(prompt) for prompt in prompts]
+        return TextEncoding(*(torch.stack([part.to(self.device) for part in parts]) for parts in zip(*encodings)))
 
     def build_conditioning_payload(
         self, prompts: str | list[str], negative_prompts: str | list[str] | None = None, guidance_scale: float | None = None

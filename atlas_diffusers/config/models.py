@@ -58,7 +58,7 @@ class InferenceConfig(StrictModel):
     batch_size: int = Field(1, ge=1, description="pictures a network call")
     resolution: int = Field(512, ge=8, description="largest side of a picture by default, in pixels")
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    enable_clip: bool = Field(True, description="whether a text encoder is kept on the device")
+    enable_clip: bool = Field(True, description="false refuses prompts")
     attention_slicing: bool = False
     vae_tiling: bool = False
     cpu_offload: bool = Field(False, description="parts wait in main memory for their turn")

@@ -153,6 +153,8 @@ class TrainingConfig(StrictModel):
             self.max_steps = DEFAULT_STEPS
         if self.dataset.streaming and (self.epochs is not None or self.cache_latents):
             raise ValueError("a stream has no known length: with dataset.streaming give max_steps, and no cache_latents")
+        if self.dataset.streaming and self.cache_text_embeddings:
+            raise ValueError("cache_text_embeddings needs to know every caption: it cannot be used with dataset.streaming")
         if self.cache_latents and self.dataset.skip_bad_images:
             raise ValueError("cache_latents reads every picture: it cannot be used with dataset.skip_bad_images")
         return self

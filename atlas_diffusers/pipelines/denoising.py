@@ -143,12 +143,14 @@ class DenoisingMixin:
             raise ValueError(f"guidance_interval={interval}; expected (lowest, highest) noise level, 0 or above")
         return interval
 
-    def _own_guider(self, guider):
+    def _own_guider(self, guider, parted: bool):
         """A copy for this call, because it may keep state; ``guider.new()`` would lose arguments given by position."""
         if guider is None:
             return None
         if not self._guided:
             raise ValueError("a guider needs a prompt, class labels or prompt_embeds")
+        if parted:
+            raise ValueError("a guider may keep state from step to step: give no tiles, correctors or network_batch_size")
         return copy.deepcopy(guider)
 
     def _tiles(self, size: int | None, overlap: int | None) -> Tiles | None:
@@ -169,6 +171,8 @@ class DenoisingMixin:
         for batch in batches:
             run.guider.prepare_models(self.unet)
             conditions = {name: getattr(batch, name) for name in pairs}
+            if run.attention_kwargs is not None:
+                conditions["cross_attention_kwargs"] = run.attention_kwargs
             batch.noise_pred = self.unet(model_input, t, **conditions, return_dict=False)[0]
             run.guider.cleanup_models(self.unet)
         return run.guider(batches).pred

@@ -240,7 +240,8 @@ class AtlasPipeline(
         self._network_batch_size = network_batch_size or batch
         run = DenoisingRun(
             scheduler, prompt_embeds, labels, cross_attention_kwargs, self._extra_step_arguments(scheduler, generator, eta),
-            callback_on_step_end, tensor_inputs, bridge, self._checked_interval(guidance_interval), self._own_guider(guider),
+            callback_on_step_end, tensor_inputs, bridge, self._checked_interval(guidance_interval),
+            self._own_guider(guider, bool(tile_size or corrector_steps or self._network_batch_size < batch)),
             LangevinCorrector(scheduler, corrector_steps, corrector_snr, generator) if corrector_steps else None,
             self._tiles(tile_size, tile_overlap),
         )  # fmt: skip

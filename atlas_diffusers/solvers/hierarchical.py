@@ -30,7 +30,8 @@ class AdvancedHierarchicalDiffusionSampler:
             anything else as ``score_model(x, t)`` or ``score_model(x, t, conditioning)``, t of shape (batch,) in [0, 1].
         noise_schedule: ᾱ(t), decreasing in t.
         device: where to sample.
-        kernel_config: kernel operator of the bridge to references.
+        kernel_config: its ``solver_type`` is the kernel operator of the bridge to references, whose kernel is gaussian and
+            whose bandwidth is the noise.
         sampler_config: see :class:`~atlas_diffusers.config.SamplerConfig`.
     """
 
@@ -44,6 +45,8 @@ class AdvancedHierarchicalDiffusionSampler:
     ):
         self.score_model, self.noise_schedule, self.device = score_model, noise_schedule, torch.device(device)
         self.kernel_config, self.config = kernel_config or KernelConfig(), sampler_config or SamplerConfig()
+        if self.kernel_config.kernel_type != "gaussian":
+            raise ValueError(f"kernel_type={self.kernel_config.kernel_type!r}; the bridge's kernel is gaussian")
         self.is_network = "sample_size" in getattr(score_model, "config", {})
 
     @torch.no_grad()
@@ -109,8 +112,12 @@ class AdvancedHierarchicalDiffusionSampler:
         times = [float(t) for t in timesteps]
         if not times or any(a <= b for a, b in zip(times, times[1:])) or not 0 <= times[-1] <= times[0] <= 1:
             raise ValueError(f"timesteps must decrease within [0, 1], from 1 (noise) to 0 (clean), got {timesteps}")
-        # the last step ends at clean data, wherever it begins
-        return times[:-1] if len(times) > 1 and self._sigma_hat(times[-1]) == 0 else times
+        # times of equal noise are one, and the last step ends at clean data, wherever it begins
+        by_noise = {self._sigma_hat(t): t for t in times}
+        by_noise.pop(0.0, None)
+        if not by_noise:
+            raise ValueError(f"timesteps={timesteps} have no noise under this schedule")
+        return list(by_noise.values())
 
     def _levels(self, shape: tuple[int, ...]) -> int:
         """Number of resolutions."""

@@ -25,7 +25,9 @@ def decode(picture: dict, index: int | None = None, channels: int = 3) -> Image.
                 # convert() would clip everything above 255 to white
                 image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
             image = image.convert("RGBA")
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        # Pillow names damaged files by several kinds of error; a missing picture is None
+        picture = picture or {"path": None}
         name = picture["path"] or ("of a stream" if index is None else f"number {index}")
         raise OSError(f"picture {name} cannot be read: {error}") from error
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB" if channels == 3 else "L")
@@ -166,6 +168,6 @@ class BridgePairs(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> dict:
         index, draw = item
         free = self.partners is None
-        partner = random.Random(f"source {draw}").randrange(len(self.source)) if free else self.partners[index]
+        partner = random.Random(f"source {index} {draw}").randrange(len(self.source)) if free else self.partners[index]
         # the same draw: a pair is mirrored together
         return self.target[index, draw] | {"source": self.source[partner, draw]["pixels"]}

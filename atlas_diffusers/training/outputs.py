@@ -26,10 +26,10 @@ def load_pictures(config: TrainingConfig, target: DatasetConfig) -> PictureDatas
         raise ValueError(f"dataset {target.name!r} has no pictures in split {target.split!r}")
     if config.source_dataset is None:
         return pictures
-    if config.source_dataset.resolution != target.resolution:
-        raise ValueError(
-            f"source_dataset.resolution={config.source_dataset.resolution} is not dataset.resolution={target.resolution}"
-        )
+    for name in ("resolution", "channels"):
+        values = getattr(config.source_dataset, name), getattr(target, name)
+        if values[0] != values[1]:
+            raise ValueError(f"source_dataset.{name}={values[0]} is not dataset.{name}={values[1]}")
     source = PictureDataset(load_training_data(config.source_dataset), config.source_dataset)
     return BridgePairs(pictures, source, paired=config.coupling == "paired")
 

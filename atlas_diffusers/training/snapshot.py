@@ -25,7 +25,7 @@ class Snapshot:
         tensors, moments = {}, self.optimizer.state_dict()["state"]
         for i, (name, p) in enumerate(self.parameters.items()):
             tensors |= {f"weight.{name}": p, f"average.{name}": self.ema.shadow_params[i]}
-            tensors |= {f"moment.{name}.{key}": value for key, value in moments[i].items()}
+            tensors |= {f"moment.{name}.{key}": value for key, value in moments.get(i, {}).items()}
         schedule = {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"}
         return tensors, {"ema_step": self.ema.optimization_step, "lr_scheduler": schedule}
 
@@ -46,6 +46,7 @@ class Snapshot:
             # the fused update runs over raw memory: moments need the layout of their weight
             | {key: torch.empty_like(p).copy_(tensors[f"moment.{name}.{key}"]) for key in MOMENTS}
             for i, (name, p) in enumerate(self.parameters.items())
+            if f"moment.{name}.step" in tensors  # a weight without gradients so far has none
         }
         self.optimizer.load_state_dict(optimizer)
         self.ema.optimization_step = state["ema_step"]

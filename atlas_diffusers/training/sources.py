@@ -38,9 +38,12 @@ def _load(config: DatasetConfig):
         return _load_folder(config.root, options)
     if config.name == "disk":
         data = datasets.load_from_disk(config.root)
-        return data[config.split] if isinstance(data, datasets.DatasetDict) else data
+        splits = data if isinstance(data, datasets.DatasetDict) else {"train": data}
+        if config.split not in splits:
+            raise ValueError(f"dataset.root={config.root!r} has no split {config.split!r}; allowed are {sorted(splits)}")
+        return splits[config.split]
     if config.name.endswith(".parquet"):
-        return datasets.load_dataset("parquet", data_files=config.name, **{**options, "split": "train"})
+        return datasets.load_dataset("parquet", data_files=config.name, **options)
     local = None if config.download else datasets.DownloadConfig(local_files_only=True)
     return datasets.load_dataset(config.name, download_config=local, **options)
 

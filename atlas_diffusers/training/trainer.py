@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedType, gather_object
+from accelerate.utils import DataLoaderConfiguration, DistributedType, InitProcessGroupKwargs, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
@@ -47,6 +48,8 @@ class Trainer:
             log_with=config.trackers or None,
             project_dir=config.output_dir,
             dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+            # the others wait while the main process fills a cache or evaluates
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
         )
         if (kind := self.accelerator.distributed_type) in SPLIT:
             raise ValueError(f"{kind}: weights split over processes are not supported; every process must hold the network")
@@ -166,7 +169,8 @@ class Trainer:
         generator, device = torch.Generator().manual_seed(seed), accelerator.device
         total = torch.zeros((), device=device)
         # dropout draws from the global random state: seed it for this step only
-        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        on_cpu = device.type == "cpu"
+        with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
             torch.manual_seed(seed * accelerator.num_processes + accelerator.process_index)
             for part in range(self.accumulation):
                 batch = next(batches)
@@ -179,6 +183,8 @@ class Trainer:
         norm = accelerator.clip_grad_norm_(self.parameters, c.gradient_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if accelerator.optimizer_step_was_skipped:
+            return total  # float16: the scale of the loss was too large, and is lower from now on
         self.lr_scheduler.step()
         self.ema.step(self.parameters)
         return torch.where(norm.isfinite(), total, norm)
@@ -190,19 +196,23 @@ class Trainer:
         return loss
 
     def _log(self, recorder: Recorder, loss: float) -> None:
-        skipped = self.skipped + getattr(self.sampler, "skipped", 0)
-        recorder.log(self.step, loss, self.lr_scheduler.get_last_lr()[0], skipped)
+        recorder.log(self.step, loss, self.lr_scheduler.get_last_lr()[0], self._all_skipped())
+
+    def _all_skipped(self) -> int:
+        """Pictures that could not be read so far, in all processes."""
+        own = torch.tensor(self.skipped + getattr(self.sampler, "skipped", 0), device=self.accelerator.device)
+        return int(self.accelerator.reduce(own, "sum"))
 
     # ------------------------------------------------------------------ what is written
 
     def save_checkpoint(self) -> None:
         """Weights, averages, optimiser moments and the step, complete or not at all."""
-        streams = None
+        streams, skipped, scaler = None, self._all_skipped(), self.accelerator.scaler
         if self.config.dataset.streaming:
             streams = gather_object([self.sampler.state(self.step * self.accumulation)])
         if self.accelerator.is_main_process:
             tensors, state = self.snapshot.take()
-            state |= {"streams": streams, "processes": self.accelerator.num_processes, "skipped": self.skipped}
+            state |= {"streams": streams, "skipped": skipped, "scaler": scaler and scaler.state_dict()}
             save_checkpoint(self.folder, self.step, tensors, state, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
@@ -212,7 +222,10 @@ class Trainer:
             self.snapshot.restore(tensors, state)
         except ValueError as error:
             raise ValueError(f"checkpoint {path} does not fit this recipe: {error}") from error
-        self.step, self.skipped, self.streams = state["step"], state["skipped"], state["streams"]
+        self.step, self.streams = state["step"], state["streams"]
+        self.skipped = state["skipped"] if self.accelerator.is_main_process else 0
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         processes = self.accelerator.num_processes
         if self.streams and len(self.streams) != processes:
             raise ValueError(f"checkpoint {path} has a stream split over {len(self.streams)} processes, this run {processes}")

@@ -100,6 +100,12 @@ def test_a_guider_with_a_memory_starts_anew_in_every_call(tiny_pipeline):
     assert torch.equal(first, second) and not torch.equal(first, generate(tiny_pipeline, guidance_scale=4.0))
 
 
+@pytest.mark.parametrize("options", [{"tile_size": 8}, {"corrector_steps": 1}, {"network_batch_size": 1}])
+def test_a_guider_is_called_once_a_step(tiny_pipeline, options):
+    with pytest.raises(ValueError, match="give no tiles, correctors or network_batch_size"):
+        generate(tiny_pipeline, ["a", "b"], guider=ClassifierFreeGuidance(), **options)
+
+
 def test_dynamic_thresholding_bounds_what_guidance_makes(tiny_pipeline):
     options = {"prediction_type": "v_prediction", "sample_max_value": 1.0}
     tiny_pipeline.scheduler = AtlasEulerScheduler(**options)

@@ -175,6 +175,25 @@ def test_bad_input_is_named(config, arguments, message):
         sampler(lambda x, t: x, **config).sample(*arguments)
 
 
+def test_times_of_equal_noise_are_one_step():
+    for schedule in (lambda t: math.exp(-20 * t), lambda t: [1.0, 0.5, 0.1, 0.01][round(3 * t)]):
+        calls = []
+
+        def model(x, t, schedule=schedule, calls=calls):
+            calls.append(t[0].item())
+            return exact(Gaussian(0.0, 0.5), schedule)(x, t)
+
+        x = sampler(model, schedule).sample((64, 100), 10, generator=seeded())
+        assert x.isfinite().all() and len(calls) < 10
+    with pytest.raises(ValueError, match="have no noise under this schedule"):
+        sampler(lambda x, t: x, cosine).sample((1, 2), [0.0])
+
+
+def test_only_gaussian_kernels_are_bridges():
+    with pytest.raises(ValueError, match="kernel_type='laplacian'"):
+        AdvancedHierarchicalDiffusionSampler(lambda x, t: x, cosine, kernel_config=KernelConfig(kernel_type="laplacian"))
+
+
 def test_a_network_of_one_resolution_is_refused():
     with pytest.raises(ValueError, match="not num_resolutions=1"):
         sampler(build_tiny_unet(), hierarchical_sampling=True).sample((1, 3, 8, 8), 8)

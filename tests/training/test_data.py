@@ -278,6 +278,30 @@ def test_bad_pictures_are_skipped_where_asked(tmp_path, offline_cache):
         data[0, 0]
 
 
+@pytest.mark.parametrize("damage", ["chunk", "missing"])
+def test_every_kind_of_damage_is_named(damage):
+    data = dataset_of([noise_picture(8, 8)] * 2, skip_bad_images=True)
+    table = data.data.to_dict()
+    content = bytearray(table["image"][1]["bytes"])
+    content[41:45] = b"\x00\x01\x02\x03"
+    table["image"][1] = {"bytes": bytes(content), "path": None} if damage == "chunk" else None
+    data.data = Dataset.from_dict(table, features=data.data.features)
+    assert data[1, 0]["skipped"] == 1
+    plain = PictureDataset(data.data, DatasetConfig(resolution=8))
+    with pytest.raises(OSError, match="picture number 1 cannot be read"):
+        plain[1, 0]
+
+
+def test_splits_that_are_not_there(tmp_path):
+    source = dataset_of([noise_picture(8, 8, seed=i) for i in range(4)])
+    source.data.save_to_disk(tmp_path / "pictures")
+    with pytest.raises(ValueError, match=r"has no split 'test'; allowed are \['train'\]"):
+        load(tmp_path, name="disk", split="test")
+    source.data.to_parquet(tmp_path / "pictures.parquet")
+    part = load_training_data(DatasetConfig(name=str(tmp_path / "pictures.parquet"), split="train[50%:]"))
+    assert len(part) == 2
+
+
 def test_a_picture_without_a_caption_is_named(tmp_path, offline_cache):
     write_imagefolder(tmp_path / "pictures", ["zero", None])
     data = load(tmp_path)

@@ -192,6 +192,7 @@ def test_caches_where_they_cannot_be(tmp_path):
         ({"cache_text_embeddings": True}, "needs a text encoder that does not train"),
         ({"cache_latents": True, "dataset": {"skip_bad_images": True}}, "reads every picture"),
         ({"train_text_encoder": False}, "needs init_from"),
+        ({"cache_text_embeddings": True, "dataset": {"streaming": True}}, "needs to know every caption"),
     ):
         with pytest.raises(ValueError, match=message):
             build(tmp_path, **changes)
@@ -245,6 +246,8 @@ def test_pairs_have_the_same_caption_and_the_same_flip():
         assert torch.equal(item["source"], item["pixels"]), "equal captions have equal pictures here"
     with pytest.raises(ValueError, match=r"1 captions have no source picture: \['e'\]"):
         BridgePairs(data(["a", "e"]), data(["a"]), paired=True)
+    several = BridgePairs(data(["a"] * 20), data(["a", "bb", "ccc"]), paired=False)
+    assert len({tuple(several[i, 0]["source"].flatten()[:4].tolist()) for i in range(20)}) == 3, "evaluation has one draw"
     free = BridgePairs(data(["a"]), data(["a", "bb", "ccc"]), paired=False)
     sources = {tuple(free[0, draw]["source"].flatten()[:4].tolist()) for draw in range(40)}
     assert len(sources) == 3
