@@ -11,7 +11,6 @@ from .pipelines import AtlasPipeline
 from .pipelines.foreign import load_any
 
 logger = logging.get_logger(__name__)
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class EasySampler:
@@ -58,18 +57,8 @@ class EasySampler:
             ValueError: for inputs that do not fit; ``torch.OutOfMemoryError`` if one picture is too large.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
-        if prompts is not None and not prompts:
-            raise ValueError("prompts is an empty list; give at least one, or None for pictures without prompts")
-        if num_samples < 1:
-            raise ValueError(f"num_samples={num_samples}; expected at least 1")
-        if negative_prompts is not None and prompts is None:
-            raise ValueError("negative_prompts need prompts")
-        if prompts is not None and not self.profile.enable_clip:
-            raise ValueError("prompts need the text encoder, but enable_clip is False")
+        self._check(prompts, negative_prompts, num_samples)
         rows = [index for index in range(len(prompts or [None])) for _ in range(num_samples)]
-        if isinstance(negative_prompts, list) and len(negative_prompts) not in (1, len(prompts)):
-            counts = len(negative_prompts), len(prompts)
-            raise ValueError(f"{counts[0]} negative prompts for {counts[1]} prompts; expected 1 or {counts[1]}")
         first = _fresh_seed() if seed is None else seed
         call = {"num_inference_steps": timesteps, "guidance_scale": guidance_scale, "output_type": output_type}
         call |= {"height": self.side, "width": self.side, **options}
@@ -90,10 +79,23 @@ class EasySampler:
             done += len(part)
         return _joined(parts)
 
+    def _check(self, prompts: list[str] | None, negative: str | list[str] | None, num_samples: int) -> None:
+        """What the pipeline cannot see, which gets the prompts in parts."""
+        if prompts is not None and not prompts:
+            raise ValueError("prompts is an empty list; give at least one, or None for pictures without prompts")
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples}; expected at least 1")
+        if negative is not None and prompts is None:
+            raise ValueError("negative_prompts need prompts")
+        if prompts is not None and not self.profile.enable_clip:
+            raise ValueError("prompts need the text encoder, but enable_clip is False")
+        if isinstance(negative, list) and len(negative) not in (1, len(prompts)):
+            counts = len(negative), len(prompts)
+            raise ValueError(f"{counts[0]} negative prompts for {counts[1]} prompts; expected 1 or {counts[1]}")
+
     def _halve(self, size: int) -> None:
         self.profile = self.profile.model_copy(update={"batch_size": size // 2})
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.clear_cache()
         logger.warning(f"out of memory with {size} pictures at a time; going on with {size // 2}")
 
     def clear_cache(self) -> None:
@@ -154,7 +156,7 @@ def create_sampler(
     on_gpu = profile.memory_gb and torch.cuda.is_available()
     device = torch.device(device or ("cuda" if on_gpu else "cpu"))
     # half precision is slow, or missing, on CPUs
-    dtype = DTYPES[profile.dtype] if device.type != "cpu" else torch.float32
+    dtype = getattr(torch, profile.dtype) if device.type != "cpu" else torch.float32
     pipeline = load_any(checkpoint, dtype=dtype)
     if profile.memory_gb and memory_warnings_wanted():
         _warn_of_size(pipeline, profile)

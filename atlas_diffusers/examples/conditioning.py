@@ -5,8 +5,8 @@ import sys
 import torch
 
 from ..conditioning import CLIPConditioningInterface
-from ..pipelines import AtlasPipeline, labelled_grid
-from ..pipelines.pictures import to_pictures
+from ..pipelines import AtlasPipeline
+from ..pipelines.grids import labelled_grid, to_pictures
 from ..schedules import noise_coefficients
 from ..solvers import AdvancedHierarchicalDiffusionSampler
 

@@ -8,11 +8,10 @@ import torch
 from ..schedulers import BaseScheduler
 from ..schedules import NoiseLevel
 from ..solvers import lift, split_steps
+from ..solvers.resolution import LARGEST_SIGMA
 from .bridging import noise_level
 from .denoising import DenoisingRun
 from .latents import set_begin_index
-
-LARGEST_SIGMA = 1e3
 
 
 class Stage(NamedTuple):

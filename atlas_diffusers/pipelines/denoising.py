@@ -1,6 +1,7 @@
 """The sampling loop and the network call inside it."""
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,12 @@ class DenoisingRun:
     guider: Any = None
     corrector: LangevinCorrector | None = None
     tiles: Tiles | None = None
+
+
+def step_arguments(scheduler, **given) -> dict[str, Any]:
+    """Those of some arguments that the scheduler's ``step`` knows."""
+    known = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in given.items() if name in known}
 
 
 class DenoisingMixin:

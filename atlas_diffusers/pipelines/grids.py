@@ -2,9 +2,16 @@
 
 import math
 
+import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageDraw, ImageFont
 
 MARGIN, LABEL_HEIGHT = 8, 22
+
+
+def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
+    """PIL pictures, RGB or grey, of (n, 3 or 1, height, width) in [-1, 1]."""
+    return VaeImageProcessor().postprocess(pixels, output_type="pil")
 
 
 def labelled_grid(

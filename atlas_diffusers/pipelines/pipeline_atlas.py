@@ -1,7 +1,6 @@
 """Text-, class- or unconditional generation with any scheduler."""
 
 import copy
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from .call_state import PerThread
 from .coarse_to_fine import CoarseToFineMixin
 from .conditioned import ConditioningMixin
 from .correcting import LangevinCorrector
-from .denoising import DenoisingMixin, DenoisingRun
+from .denoising import DenoisingMixin, DenoisingRun, step_arguments
 from .inputs import batch_size_of, check_call_inputs
 from .latents import LatentsMixin
 from .loading import resolve_pipeline
@@ -239,7 +238,7 @@ class AtlasPipeline(
             scheduler.check_guidance_scale(self.guidance_scale if self.do_classifier_free_guidance else 1.0)
         self._network_batch_size = network_batch_size or batch
         run = DenoisingRun(
-            scheduler, prompt_embeds, labels, cross_attention_kwargs, self._extra_step_arguments(scheduler, generator, eta),
+            scheduler, prompt_embeds, labels, cross_attention_kwargs, step_arguments(scheduler, generator=generator, eta=eta),
             callback_on_step_end, tensor_inputs, bridge, self._checked_interval(guidance_interval),
             self._own_guider(guider, bool(tile_size or corrector_steps or self._network_batch_size < batch)),
             LangevinCorrector(scheduler, corrector_steps, corrector_snr, generator) if corrector_steps else None,
@@ -255,9 +254,3 @@ class AtlasPipeline(
         images = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return AtlasPipelineOutput(images=images, bridge=report) if return_dict else (images,)
-
-    @staticmethod
-    def _extra_step_arguments(scheduler, generator, eta: float) -> dict:
-        known = inspect.signature(scheduler.step).parameters
-        given = {"generator": generator, "eta": eta}
-        return {name: value for name, value in given.items() if name in known}

@@ -7,7 +7,7 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 from .bridging import AtlasPipelineOutput
-from .denoising import DenoisingRun
+from .denoising import DenoisingRun, step_arguments
 from .inputs import batch_size_of, check_call_inputs
 from .latents import encode_latents, set_begin_index
 from .pipeline_atlas import AtlasPipeline
@@ -81,7 +81,7 @@ class AtlasBridgePipeline(AtlasPipeline):
         steps = None if sigmas is not None else num_inference_steps or self.config.default_num_inference_steps
         retrieve_timesteps(scheduler, steps, device, sigmas=sigmas)
         set_begin_index(scheduler, 0)
-        run = DenoisingRun(scheduler, states, labels, None, self._extra_step_arguments(scheduler, generator, 0.0))
+        run = DenoisingRun(scheduler, states, labels, None, step_arguments(scheduler, generator=generator))
         latents = self._denoise(run, latents)
         images = self._decode(latents, output_type)
         self.maybe_free_model_hooks()

@@ -9,10 +9,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
 from ..config import KernelConfig, SamplerConfig
-from .resolution import lift, split_steps
+from .resolution import LARGEST_SIGMA, lift, split_steps
 from .schrodinger_bridge import BridgeState, SchrodingerBridgeSolver
 
-LARGEST_SIGMA = 1e3
 TRAINED_TIMESTEPS = 1000
 
 

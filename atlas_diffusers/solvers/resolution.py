@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
 
+LARGEST_SIGMA = 1e3  # stands for infinite noise, at zero signal
+
 
 def lift(x: torch.Tensor, sigma: float, generator=None) -> torch.Tensor:
     """

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 import atlas_diffusers
 
 from ..config import NoiseSchedulerConfig, SamplingMethod
+from ..pipelines.denoising import step_arguments
 from ..schedulers import BaseNoiseScheduler
 from ..schedulers import BaseScheduler as BaseSampler
 from ..schedules import output_coefficients
@@ -126,6 +127,7 @@ class DiffusionPipeline:
         x = x * sampler.init_noise_sigma
         guided = classifier_free_guidance and guidance_scale != 1 and encoder_hidden_states is not None
         states = self._states(encoder_hidden_states, negative_encoder_hidden_states, len(x), guided, device)
+        extra = step_arguments(sampler, generator=generator, use_clipped_model_output=self.config.use_clipped_model_output)
         for index, t in enumerate(tqdm(sampler.timesteps, disable=not progress)):
             inputs = sampler.scale_model_input(x, t)
             prediction = _predict(model, torch.cat([inputs] * 2) if guided else inputs, t, states, model_kwargs)
@@ -134,7 +136,7 @@ class DiffusionPipeline:
                 prediction = unconditional + guidance_scale * (conditional - unconditional)
             if prediction.shape != x.shape and self.config.variance_type not in ("learned", "learned_range"):
                 raise ValueError(f"the model gives {tuple(prediction.shape)} for a sample of {tuple(x.shape)}")
-            x = sampler.step(prediction, t, x, **self._step_arguments(sampler, generator)).prev_sample
+            x = sampler.step(prediction, t, x, **extra).prev_sample
             if callback is not None:
                 callback(index, t, x)
             if early_stop is not None and early_stop(index, t, x):
@@ -151,11 +153,6 @@ class DiffusionPipeline:
         negative = torch.zeros_like(states) if negative is None else negative.to(device).expand_as(states)
         return torch.cat([negative, states])
 
-    def _step_arguments(self, sampler: BaseSampler, generator) -> dict[str, Any]:
-        known = inspect.signature(sampler.step).parameters
-        given = {"generator": generator, "use_clipped_model_output": self.config.use_clipped_model_output}
-        return {name: value for name, value in given.items() if name in known}
-
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """``α_t x_0 + σ_t ε``, one timestep a sample."""
         return self.scheduler.add_noise(original_samples, noise, timesteps)
@@ -166,7 +163,9 @@ class DiffusionPipeline:
 
 
 def device_of(model) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu")) if isinstance(model, nn.Module) else "cpu"
+    """Where a model's weights are; the CPU for one without any."""
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in weights), torch.device("cpu"))
 
 
 def _predict(model, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor | None, kwargs: dict) -> torch.Tensor:

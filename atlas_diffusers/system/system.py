@@ -11,8 +11,7 @@ import yaml
 from torch import nn
 
 from ..config import NoiseSchedulerConfig, SamplingMethod, read_mapping, validate
-from ..pipelines.grids import labelled_grid
-from ..pipelines.pictures import to_pictures
+from ..pipelines.grids import labelled_grid, to_pictures
 from .pipeline import DiffusionPipeline, GaussianModel, device_of
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from ..conditioning import tokenize
-from .data import PictureDataset, caption, flipped
+from .data import PictureDataset, annotations, flipped
 
 ROWS_OF_SHARD, ROWS_OF_BATCH = 1024, 16
 
@@ -93,9 +93,7 @@ class CachedPictures(Dataset):
         index, draw = item
         choice, c = random.Random(draw), self.config
         place = self.sides * index + flipped(choice, c)
-        row = self.dataset.data[index]
-        found = {"moments": self.moments[place], "text": caption(row, choice, c), "draw": draw}
-        return found | {"label": int(row[c.label_column])} if c.label_column else found
+        return {"moments": self.moments[place], "draw": draw} | annotations(self.dataset.data[index], choice, c)
 
 
 class CaptionCache:

@@ -66,9 +66,7 @@ class PictureDataset(Dataset):
         choice = random.Random(draw)
         if flipped(choice, c):
             pixels = pixels.flip(-1)
-        found = {"pixels": pixels, "text": caption(row, choice, c), "draw": draw}
-        if c.label_column:
-            found["label"] = int(row[c.label_column])
+        found = {"pixels": pixels, "draw": draw} | annotations(row, choice, c)
         return found | {"skipped": skipped} if c.skip_bad_images else found
 
     def _readable(self, place: int | dict) -> tuple[dict, Image.Image, int]:
@@ -116,6 +114,12 @@ class PictureDataset(Dataset):
 def flipped(choice: random.Random, config: DatasetConfig) -> bool:
     """Whether an item is mirrored; the first thing that its draw decides."""
     return config.random_flip and choice.random() < 0.5
+
+
+def annotations(row: dict, choice: random.Random, config: DatasetConfig) -> dict:
+    """``text`` and, with a label column, ``label`` of an item."""
+    found = {"text": caption(row, choice, config)}
+    return found | {"label": int(row[config.label_column])} if config.label_column else found
 
 
 def caption(row: dict, choice: random.Random, config: DatasetConfig) -> str:

@@ -3,6 +3,8 @@
 from ..config import DatasetConfig
 from ..pretrained import load_digits, load_emoji
 
+STREAM_SHARDS = 64
+
 
 def load_training_data(config: DatasetConfig):
     """
@@ -21,9 +23,6 @@ def load_training_data(config: DatasetConfig):
     if config.streaming and isinstance(data, datasets.Dataset):
         data = data.to_iterable_dataset(num_shards=min(len(data), STREAM_SHARDS))
     return data.cast_column(config.image_column, datasets.Image(decode=False))
-
-
-STREAM_SHARDS = 64
 
 
 def _load(config: DatasetConfig):

@@ -62,7 +62,8 @@ class Trainer:
             steps = math.ceil(pictures / (config.batch_size * self.accelerator.num_processes))
             config = config.model_copy(update={"max_steps": steps, "epochs": None})
         self.config = config
-        self.parts = build_networks(config, self.dataset.captions() if config.text_encoder is not None else [])
+        from_scratch = config.init_from is None and config.text_encoder is not None
+        self.parts = build_networks(config, self.dataset.captions() if from_scratch else [])
         modules = {"unet": self.parts.unet, "text_encoder": self.parts.text_encoder}
         self.networks = {name: module for name, module in modules.items() if module is not None}
         self._build_optimizer()
