@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from atlas_diffusers import AtlasPipeline
 from atlas_diffusers.examples import basic_sampling, conditioning, lora, run_inference, run_training
 from atlas_diffusers.pretrained import load_digits
 
@@ -18,19 +20,24 @@ SMALL = {
 }  # fmt: skip
 
 
+def paints_a_red_heart(file):
+    """The first picture of a sheet is red in the middle."""
+    with Image.open(file) as sheet:
+        red, green, blue = (channel.crop((48, 48, 128, 128)) for channel in sheet.convert("RGB").split())
+    means = [sum(channel.get_flattened_data()) / (80 * 80) for channel in (red, green, blue)]
+    return means[0] > 150 > 120 > max(means[1:])
+
+
 def test_basic_sampling(tmp_path, capsys):
     basic_sampling.main(str(tmp_path / "sheet.png"))
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 3 * 160
-    assert "sheet.png" in capsys.readouterr().out
+    assert "sheet.png" in capsys.readouterr().out and paints_a_red_heart(tmp_path / "sheet.png")
 
 
 def test_conditioning_paints_a_red_heart(tmp_path):
     conditioning.main(str(tmp_path / "sheet.png"))
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        red, green, blue = (channel.crop((48, 48, 128, 128)) for channel in sheet.convert("RGB").split())
-    means = [sum(channel.get_flattened_data()) / (80 * 80) for channel in (red, green, blue)]
-    assert means[0] > 150 > 120 > max(means[1:])
+    assert paints_a_red_heart(tmp_path / "sheet.png")
 
 
 def test_custom_kernels():
@@ -43,7 +50,9 @@ def test_custom_kernels():
 def test_lora(tmp_path, capsys):
     with torch.random.fork_rng():
         lora.main(str(tmp_path), "2")
-    assert int(capsys.readouterr().out.split()[-2]) > 1000
+    written = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    assert int(capsys.readouterr().out.split()[-2]) == sum(value.numel() for value in written.values()) > 1000
+    assert all(value.abs().max() > 0 for value in written.values()), "two steps moved every adapter"
 
 
 def test_a_preset_is_trained_and_drawn_from(tmp_path):
@@ -54,7 +63,12 @@ def test_a_preset_is_trained_and_drawn_from(tmp_path):
     with torch.random.fork_rng():
         folder = run_training("experiment:cifar10", str(digits), str(tmp_path / "run"), "cpu", 2, **SMALL)
         found = run_inference(folder, num_samples=2, timesteps=2)
-    assert found.shape == (2, 3, 32, 32) and found.min() >= 0 and found.max() <= 1
+        pipeline = AtlasPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    expected = pipeline(num_images_per_prompt=2, num_inference_steps=2, generator=generators, output_type="pt").images
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert found.std() > 0.01
     recipe = json.loads((folder / "recipe.json").read_text())
     assert recipe["max_steps"] == 2 and recipe["dataset"]["root"] == str(digits) and recipe["mixed_precision"] == "no"
     with pytest.raises(ValueError, match="did you mean 'experiment:cifar10'"):

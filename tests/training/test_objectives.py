@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import seeded
 from datasets import Dataset, Features, Image, Value
 from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
 from stock_pipelines import build_stock_pipeline, silence
 from test_trainer import build, recipe
 
@@ -65,9 +66,13 @@ def test_labels_reach_the_network_or_are_dropped(tmp_path, monkeypatch):
 
 
 def test_a_network_of_digits_is_trained_and_loaded(tmp_path):
-    folder = build(tmp_path, **digits(max_steps=2, sample_interval=2, sample_steps=2)).train()
+    run = build(tmp_path, **digits(max_steps=2, sample_interval=2, sample_steps=2))
+    folder = run.train()
     config = AtlasUNet2DModel.load_config(folder / "unet")
     assert (config["in_channels"], config["out_channels"], config["num_class_embeds"]) == (1, 1, 10)
+    saved, names = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"), dict(run.parts.unet.named_parameters())
+    averages = {id(p): average for p, average in zip(run.parameters, run.ema.shadow_params)}
+    assert saved.keys() == names.keys() and all(torch.equal(saved[n], averages[id(p)]) for n, p in names.items())
     assert (tmp_path / "sample-000002.png").exists()
 
 
@@ -303,6 +308,14 @@ def test_a_bridge_is_trained_saved_and_used(tmp_path):
     assert np.array_equal(first, second) and first.shape == (2, 32, 32, 3)
     alone = pipeline(source[1:], num_inference_steps=3, output_type="np").images
     np.testing.assert_allclose(alone[0], first[1], atol=1e-5)
+    x = 2 * source - 1
+    with torch.no_grad():
+        for s, after in zip((1, 2 / 3, 1 / 3), (2 / 3, 1 / 3, 0)):
+            x = x + (after - s) * pipeline.unet(x, torch.full((2,), 1000 * s)).sample
+    # Diffusers' own three steps of the flow run from 1 to 1/1000 and then to 0
+    found = pipeline(source, sigmas=[1, 2 / 3, 1 / 3], output_type="np").images
+    np.testing.assert_allclose(found, (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1), atol=1e-5)
+    assert first.std() > 0.01
 
 
 @pytest.mark.parametrize(
