@@ -24,9 +24,9 @@ import torch
 from torch.nn.functional import avg_pool2d
 
 from atlas_diffusers import AtlasPipeline, load_emoji
+from atlas_diffusers.bridges import SchrodingerBridgeSolver
 from atlas_diffusers.metrics import efficientnet_features, kid, manifold_overlap
-from atlas_diffusers.plots_bridge import level
-from atlas_diffusers.solvers import SchrodingerBridgeSolver
+from atlas_diffusers.pictures.plots_bridge import level
 
 DIGITS_HEADER = "network | bridged steps | network calls | sliced W2 | class error (TV) | nearest reference / held-out"
 EMOJI_HEADER = "sampler | bridge | network calls | KID | coverage | category error (TV) | nearest training | nearest reference"

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from atlas_diffusers.kernels import GridKernel
-from atlas_diffusers.solvers import entropic_transport, extrapolate_potentials, sinkhorn
+from atlas_diffusers.transport import entropic_transport, extrapolate_potentials, sinkhorn
 
 EPSILONS = (0.5, 0.1, 0.05, 0.01)
 TOLERANCES = (1e-3, 1e-6)

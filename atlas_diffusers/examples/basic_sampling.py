@@ -3,7 +3,7 @@
 import sys
 
 from ..easy_api import create_sampler
-from ..pipelines import labelled_grid
+from ..pictures import labelled_grid
 
 PROMPTS = ["red heart", "panda face", "slice of pizza", "sunflower", "frog face", "grinning face"]
 

@@ -5,10 +5,10 @@ import sys
 import torch
 
 from ..conditioning import CLIPConditioningInterface
+from ..originals import AdvancedHierarchicalDiffusionSampler
+from ..pictures.sheets import labelled_grid, to_pictures
 from ..pipelines import AtlasPipeline
-from ..pipelines.grids import labelled_grid, to_pictures
 from ..schedules import noise_coefficients
-from ..solvers import AdvancedHierarchicalDiffusionSampler
 
 PROMPTS = ["red heart", "sunflower", "frog face"]
 

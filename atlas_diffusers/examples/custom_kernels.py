@@ -3,7 +3,7 @@
 import torch
 
 from ..kernels import KernelFunction, make_kernel_operator, register_kernel
-from ..solvers import sinkhorn
+from ..transport import sinkhorn
 
 SQUARED_CAUCHY = KernelFunction("squared_cauchy", lambda squared, epsilon: -2 * torch.log1p(squared / epsilon**2))
 

@@ -1,6 +1,13 @@
 """Networks; blocks come from Diffusers."""
 
-from .high_res import HighResLatentScoreModel, build_highres_score_model
+import importlib
+
 from .unet_atlas import AtlasUNet2DModel
 
 __all__ = ["AtlasUNet2DModel", "HighResLatentScoreModel", "build_highres_score_model"]
+
+
+def __getattr__(name: str):
+    if name in __all__:  # where users of the original toolkit look for them
+        return getattr(importlib.import_module("..originals", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,9 +7,9 @@ import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils import logging
 
+from ..bridges import BridgeState, SchrodingerBridgeSolver
 from ..schedules import NoiseLevel, data_coefficients, output_coefficients
 from ..schedules.predictions import check_prediction_type
-from ..solvers import BridgeState, SchrodingerBridgeSolver
 
 logger = logging.get_logger(__name__)
 LEVELS = 250  # of the noise process among which the gate is looked for

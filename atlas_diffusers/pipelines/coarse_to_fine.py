@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import torch
 
+from ..denoising import lift, split_steps
+from ..denoising.resolution import LARGEST_SIGMA
 from ..schedulers import BaseScheduler
 from ..schedules import NoiseLevel
-from ..solvers import lift, split_steps
-from ..solvers.resolution import LARGEST_SIGMA
 from .bridging import noise_level
 from .denoising import DenoisingRun
 from .latents import set_begin_index

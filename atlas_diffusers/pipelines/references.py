@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ..bridges import SchrodingerBridgeSolver
 from ..conditioning import tokenize
 from ..config import BridgeConfig
 from ..config.reading import validate
-from ..solvers import SchrodingerBridgeSolver
 from .bridging import BridgeRun
 from .latents import encode_latents
 

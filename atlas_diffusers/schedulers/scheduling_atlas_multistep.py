@@ -6,30 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..schedules import NoiseLevel
+from .adams_bashforth import adams_bashforth
+from .calibration.tables import Calibration, StepTable
 from .conversion import extend_config
-from .multistep_tables import Calibration, StepTable
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler, combine
 from .time_grid import Request, TimeGrid, grid_option, spaced_grid, variance_preserving_grid
 
 SMALLEST_STEP = 1e-9  # in radians
 SAME_GUIDANCE = 0.25  # relative difference that tables bear
-
-
-def adams_bashforth(angles: list[float], target: float) -> list[float]:
-    """
-    Weights ``w`` with ``∫ p = Σ w_j p(θ_j)`` from the last angle to ``target`` for polynomials p of degree below their number.
-
-    Args:
-        angles: θ of the last calls, oldest first.
-        target: θ at the end of the step.
-    """
-    offsets, step = np.array(angles) - angles[-1], target - angles[-1]
-    powers = np.arange(len(angles))
-    return np.linalg.solve(np.vander(offsets, increasing=True).T, step ** (powers + 1) / (powers + 1)).tolist()
 
 
 def angle(level: NoiseLevel, scale: float) -> float:
@@ -147,7 +134,7 @@ class AtlasMultistepScheduler(BaseScheduler):
             ValueError: for counts out of range, a model that returns another shape, NaN or infinity, or a cache of another
                 calibration.
         """
-        from .calibration import run_calibration
+        from .calibration.run import run_calibration
 
         return run_calibration(
             cls, model, tuple(num_inference_steps), config, sample_shape, num_trajectories, teacher_steps, batch_size,

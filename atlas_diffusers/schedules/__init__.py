@@ -5,8 +5,9 @@ One convention: ``x_t = α_t x_0 + σ_t ε`` with ``α_t² + σ_t² = 1`` (varia
 signal-to-noise ratio is ``λ_t = log(α_t / σ_t)``.
 """
 
+import importlib
+
 from .betas import BETA_SCHEDULES, get_betas, register_beta_schedule, rescale_zero_terminal_snr
-from .continuous import karras_noise_schedule
 from .grids import SIGMA_GRIDS, TIMESTEP_SPACINGS, sigma_grid, spaced_timesteps
 from .levels import NoiseLevel, NoiseTable
 from .predictions import PREDICTION_TYPES, data_coefficients, noise_coefficients, output_coefficients
@@ -28,3 +29,9 @@ __all__ = [
     "sigma_grid",
     "spaced_timesteps",
 ]
+
+
+def __getattr__(name: str):
+    if name == "karras_noise_schedule":  # where users of the original toolkit look for it
+        return getattr(importlib.import_module("..originals", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from ..config import NoiseSchedulerConfig, SamplingMethod, read_mapping, validate
-from ..pipelines.grids import labelled_grid, to_pictures
+from ..pictures.sheets import labelled_grid, to_pictures
 from .pipeline import DiffusionPipeline, GaussianModel, device_of
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..solvers import entropic_transport
+from ..transport import entropic_transport
 
 
 def sinkhorn_pairs(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ..metrics import efficientnet_features, energy_distance, kid, manifold_overlap, nearest_neighbours
-from ..pipelines.grids import labelled_grid, to_pictures
+from ..pictures.sheets import labelled_grid, to_pictures
 from .data import BridgePairs, PictureDataset
 
 SHOWN, FEWEST = 16, 8

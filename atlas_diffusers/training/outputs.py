@@ -8,7 +8,7 @@ import torch
 import atlas_diffusers
 
 from ..config import DatasetConfig, TrainingConfig
-from ..pipelines.grids import labelled_grid, to_pictures
+from ..pictures.sheets import labelled_grid, to_pictures
 from .data import BridgePairs, PictureDataset
 from .evaluation import Evaluator, call_inputs
 from .lora import write_adapters

@@ -11,9 +11,9 @@ from PIL import Image
 
 import atlas_diffusers
 from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline
+from atlas_diffusers.bridges import SchrodingerBridgeSolver
 from atlas_diffusers.config import BridgeConfig
 from atlas_diffusers.pipelines.bridging import noise_level
-from atlas_diffusers.solvers import SchrodingerBridgeSolver
 
 STOCK = ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"]
 STOCK += ["UniPCMultistepScheduler"]

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import atlas_diffusers
 from atlas_diffusers import AtlasDDIMScheduler, AtlasEulerScheduler, AtlasPipeline
+from atlas_diffusers.denoising import lift
 from atlas_diffusers.metrics import energy_distance
 from atlas_diffusers.pipelines.bridging import noise_level
 from atlas_diffusers.pipelines.coarse_to_fine import plan_stages
 from atlas_diffusers.pipelines.tiling import Tiles
-from atlas_diffusers.solvers import lift
 
 CALL = {"num_inference_steps": 6, "output_type": "latent"}
 

@@ -11,9 +11,9 @@ from oracles import Gaussian
 from scipy.optimize import minimize
 
 from atlas_diffusers import AtlasMultistepScheduler, AtlasPipeline
-from atlas_diffusers.schedulers.calibration_fit import least_squares, ridge_solution
-from atlas_diffusers.schedulers.calibration_teacher import run_teacher, teacher_sigmas
-from atlas_diffusers.schedulers.node_placement import Placement
+from atlas_diffusers.schedulers.calibration.fit import least_squares, ridge_solution
+from atlas_diffusers.schedulers.calibration.node_placement import Placement
+from atlas_diffusers.schedulers.calibration.teacher import run_teacher, teacher_sigmas
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 OPTIONS = {"config": CONFIG, "progress": False}

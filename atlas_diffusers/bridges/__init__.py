@@ -1,0 +1,6 @@
+"""Schrödinger bridges: between the particles being sampled and references, and between two data sets."""
+
+from .dynamic_bridge import DynamicBridge
+from .schrodinger_bridge import BridgeCoupling, BridgeState, SchrodingerBridgeSolver
+
+__all__ = ["BridgeCoupling", "BridgeState", "DynamicBridge", "SchrodingerBridgeSolver"]

@@ -1,0 +1,45 @@
+"""The command line ``atlas-diffusers``."""
+
+import argparse
+import sys
+
+from .bridge import add_bridge_command
+from .calibrate import add_calibrate_command
+from .compare import add_compare_command
+from .config import add_config_commands
+from .evaluate import add_evaluate_command
+from .generate import add_generate_command
+from .schedulers import add_schedulers_command
+from .train import add_train_command
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints a mistake in one line and exits with status 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every subcommand."""
+    parser = _Parser(prog="atlas-diffusers", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    add_generate_command(commands)
+    add_schedulers_command(commands)
+    add_bridge_command(commands)
+    add_calibrate_command(commands)
+    add_evaluate_command(commands)
+    add_compare_command(commands)
+    add_train_command(commands)
+    add_config_commands(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; bad input prints one line and gives status 2."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ValueError, OSError, ImportError) as error:
+        print(f"atlas-diffusers: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2

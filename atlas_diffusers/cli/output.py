@@ -1,0 +1,30 @@
+"""What commands share: output files and progress bars."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_output(path: Path) -> None:
+    """Raise before any work is done if ``path`` cannot become a picture file."""
+    from PIL import Image
+
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"output {path}: expected a picture file name such as {path.stem or 'picture'}.png")
+    if not path.parent.is_dir():
+        raise OSError(f"output {path}: folder {path.parent} does not exist")
+
+
+@contextmanager
+def no_loading_bars():
+    """Only sampling shows its progress."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()

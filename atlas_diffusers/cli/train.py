@@ -1,0 +1,32 @@
+"""The subcommand ``atlas-diffusers train``: a recipe, by Accelerate."""
+
+import argparse
+import subprocess
+import sys
+
+EXAMPLES = """examples:
+  atlas-diffusers train my-recipe.yaml --max_steps 1000 --dataset.root my-pictures
+  atlas-diffusers train experiment:cifar10 --output_dir outputs/cifar10
+"""
+
+
+def add_train_command(commands) -> None:
+    """Add ``train`` to the subcommands of a parser."""
+    train = commands.add_parser(
+        "train",
+        help="train from a recipe",
+        description="Train from a recipe with `accelerate launch`, as `accelerate config` set it up.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("recipe", help="YAML, JSON or experiment:NAME")
+    train.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--key value", help="fields of the recipe, changed")
+    train.set_defaults(run=run_train)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    from ..config import TrainingConfig, apply_overrides, read_recipe, validate
+
+    validate(TrainingConfig, apply_overrides(read_recipe(args.recipe), args.overrides))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "-m", "atlas_diffusers.training.script"]
+    return 2 if subprocess.run([*launch, "--config", args.recipe, *args.overrides]).returncode else 0

@@ -1,0 +1,206 @@
+"""What a caller gives to the solver, checked."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+NEGLIGIBLE = 1e-200  # a weight below this fraction of the largest is zero to the solver
+ROUNDING = 1e-3  # totals that differ by less are equal
+
+
+@dataclass(frozen=True)
+class Options:
+    """
+    See :func:`~atlas_diffusers.transport.entropic_transport`.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    tolerance: float
+    max_iterations: int
+    check_every: int | None
+    max_bytes: int
+
+    def __post_init__(self):
+        if not 0 < self.tolerance < math.inf:
+            raise ValueError(f"tolerance={self.tolerance} must be positive")
+        limits = {"max_iterations": self.max_iterations, "check_every": self.check_every, "max_bytes": self.max_bytes}
+        for name, value in limits.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1{' or None' if name == 'check_every' else ''}")
+
+    @property
+    def reads(self) -> bool:
+        """Whether the host may read values."""
+        return self.check_every is not None
+
+
+def check_points(x: torch.Tensor, y: torch.Tensor) -> tuple[int, ...]:
+    """The common leading dimensions of two clouds (..., n, d) and (..., m, d); ``ValueError`` unless they are such clouds."""
+    shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+    if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-1] or 0 in x.shape or 0 in y.shape:
+        raise ValueError(f"points must be (..., n, d) and (..., m, d), none empty; got {shapes}")
+    if x.dtype != y.dtype or x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"points must both be float32 or both float64; got {x.dtype} and {y.dtype}")
+    if x.device != y.device:
+        raise ValueError(f"points must be on one device; got {x.device} and {y.device}")
+    try:
+        return tuple(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
+    except RuntimeError:
+        raise ValueError(f"leading dimensions of the points must broadcast; got {shapes}") from None
+
+
+def check_epsilon(epsilon: float | torch.Tensor, shape: tuple[int, ...]) -> list[float]:
+    """ε of every problem; ``ValueError`` unless positive and finite."""
+    try:
+        values = torch.as_tensor(epsilon, dtype=torch.float64).detach().expand(shape).flatten().tolist()
+    except RuntimeError:
+        found = tuple(torch.as_tensor(epsilon).shape)
+        raise ValueError(f"epsilon must be a number or have shape {shape}, got {found}") from None
+    for value in values:
+        if not 0 < value < math.inf:
+            raise ValueError(f"epsilon={value} must be positive and finite")
+    return values
+
+
+def check_rho(rho: float | tuple[float | None, float | None] | None) -> tuple[float, float]:
+    """Penalties of both marginals, infinite where they are exact; ``ValueError`` unless positive."""
+    pair = tuple(rho) if isinstance(rho, tuple | list) else (rho, rho)
+    if len(pair) != 2 or not all(value is None or value > 0 for value in pair):
+        raise ValueError(f"rho={rho} must be positive, None, or a pair of such values")
+    row, column = (math.inf if value is None else float(value) for value in pair)
+    return row, column
+
+
+def check_init(
+    init: tuple[torch.Tensor | None, torch.Tensor] | None,
+    shape: tuple[int, ...],
+    sizes: tuple[int, int],
+    device: torch.device,
+    read: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+    """Potentials, float64, (batch, n) and (batch, m); ``ValueError`` for other shapes and values that are not finite."""
+    if init is None:
+        return None
+    if len(init) != 2 or init[1] is None:
+        raise ValueError("init must be a pair of potentials (f, g), of which f may be None")
+    row, column = (_flat(name, p, shape, size, device) for name, p, size in zip(("init f", "init g"), init, sizes))
+    for name, potential in (("f", row), ("g", column)) if read else ():
+        if potential is not None and not bool(potential.isfinite().all()):
+            raise ValueError(f"init: potentials {name} must be finite")
+    return row, column
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """
+    Checked weights, float64.
+
+    Args:
+        a: (batch, n).
+        b: (batch, m).
+        smallest: the smallest weight that counts over the largest; 0 if that was not read.
+        has_zeros: whether some weight is negligible, or that was not read.
+    """
+
+    a: torch.Tensor
+    b: torch.Tensor
+    smallest: float = 1.0
+    has_zeros: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        a: torch.Tensor | None,
+        b: torch.Tensor | None,
+        shape: tuple[int, ...],
+        sizes: tuple[int, int],
+        device: torch.device,
+        balanced: bool,
+        read: bool,
+    ) -> "Marginals":
+        """
+        Weights as the caller gave them; ``None`` is uniform, with the total of the other or 1.
+
+        Args:
+            a, b: weights that broadcast to (*shape, n) and (*shape, m).
+            shape: leading dimensions.
+            sizes: ``(n, m)``.
+            device: of the points.
+            balanced: the totals must agree; ``b`` is scaled to remove a rounding error.
+            read: check the values.
+
+        Raises:
+            ValueError: for another shape, weights that are negative, not finite or all zero, and totals that differ.
+        """
+        given = [_flat(f"weights {name}", w, shape, size, device) for name, w, size in zip("ab", (a, b), sizes)]
+        for name, weights in zip("ab", given if read else ()):
+            _check_weights(name, weights)
+        total = next((w.sum(-1, keepdim=True) for w in given if w is not None), None)
+        for side, size in enumerate(sizes):
+            if given[side] is None:
+                uniform = torch.full((math.prod(shape), size), 1 / size, dtype=torch.float64, device=device)
+                given[side] = uniform if total is None else uniform * total
+        a, b = given
+        if total is None:
+            return cls(a, b)
+        if balanced:
+            b = b * _ratio_of_totals(a, b, read)
+        if not read:
+            return cls(a, b, 0.0, True)
+        relative = [w.detach() / w.detach().amax(-1, keepdim=True) for w in (a, b)]
+        smallest = min(float(torch.where(w > NEGLIGIBLE, w, 1).amin()) for w in relative)
+        return cls(a, b, smallest, any(bool((w <= NEGLIGIBLE).any()) for w in relative))
+
+    def detach(self) -> "Marginals":
+        return Marginals(self.a.detach(), self.b.detach(), self.smallest, self.has_zeros)
+
+    def negligible(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the weights are zero to the solver."""
+        return is_negligible(self.a), is_negligible(self.b)
+
+    def log(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``log a`` and ``log b``, −∞ where a weight is negligible."""
+        return (log_weights(self.a), log_weights(self.b)) if self.has_zeros else (self.a.log(), self.b.log())
+
+
+def is_negligible(weights: torch.Tensor) -> torch.Tensor:
+    """Where weights (..., n) are zero to the solver."""
+    return weights <= NEGLIGIBLE * weights.amax(-1, keepdim=True)
+
+
+def log_weights(weights: torch.Tensor) -> torch.Tensor:
+    """Logarithm of weights (..., n), −∞ with gradient 0 where they are negligible."""
+    zero = is_negligible(weights)
+    return torch.where(zero, 1, weights).log().masked_fill(zero, -math.inf)
+
+
+def _flat(name: str, values, shape: tuple[int, ...], size: int, device: torch.device) -> torch.Tensor | None:
+    if values is None:
+        return None
+    values = torch.as_tensor(values, dtype=torch.float64, device=device)
+    try:
+        return values.expand(*shape, size).reshape(-1, size)
+    except RuntimeError:
+        raise ValueError(f"{name} must have shape {(*shape, size)}, got {tuple(values.shape)}") from None
+
+
+def _check_weights(name: str, weights: torch.Tensor | None) -> None:
+    if weights is None:
+        return
+    if not bool((weights.isfinite() & (weights >= 0)).all()):
+        low, high = float(weights.min()), float(weights.max())
+        raise ValueError(f"weights {name} must be finite and not negative; they lie in [{low}, {high}]")
+    if not bool((weights.sum(-1) > 0).all()):
+        raise ValueError(f"weights {name} must not be all zero")
+
+
+def _ratio_of_totals(a: torch.Tensor, b: torch.Tensor, read: bool) -> torch.Tensor:
+    totals = a.sum(-1, keepdim=True), b.sum(-1, keepdim=True)
+    ratio = totals[0] / totals[1]
+    if read and not bool(((ratio - 1).abs() <= ROUNDING).all()):
+        values = " and ".join(str(total.flatten().tolist()) for total in totals)
+        raise ValueError(f"weights a and b must have equal totals unless rho relaxes a marginal; the totals are {values}")
+    return ratio

@@ -1,0 +1,118 @@
+"""compare, train, config, profiles and check-hardware: what they print, and status 2 with one line on bad input."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from atlas_diffusers.cli import main
+from atlas_diffusers.cli import train as train_command
+from atlas_diffusers.config import list_presets
+from atlas_diffusers.config.reference import MODELS, reference
+from atlas_diffusers.system import AdvancedDiffusionSystem, NoiseSchedulerConfig, SamplingMethod
+
+ROOT = Path(__file__).parents[2]
+
+
+def lines(capsys):
+    return capsys.readouterr().out.strip().splitlines()
+
+
+def test_compare_draws_every_pipeline(tmp_path, capsys):
+    system = AdvancedDiffusionSystem()
+    system.create_pipeline("one", NoiseSchedulerConfig(), SamplingMethod.DDIM)
+    system.create_pipeline("two", NoiseSchedulerConfig(beta_schedule="cosine"), SamplingMethod.EULER)
+    system.save_config(tmp_path / "system.yaml")
+    sheet = tmp_path / "sheet.png"
+    assert main(["compare", "--config", str(tmp_path / "system.yaml"), "--steps", "4", "-o", str(sheet)]) == 0
+    found = lines(capsys)
+    assert found[0].startswith("one: 4 calls") and found[0].endswith("distance 0.0000") and found[1].startswith("two: 4 calls")
+    with Image.open(sheet) as image:
+        assert image.width > 500
+    assert main(["compare", "--steps", "2", "-o", str(sheet)]) == 0
+    assert [line.split(":")[0] for line in lines(capsys)[:-1]] == [method.value for method in SamplingMethod]
+
+
+def test_train_calls_accelerate(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(train_command.subprocess, "run", lambda command: (calls.append(command), Done())[1])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("output_dir: out\n")
+    assert main(["train", str(recipe), "--max_steps", "3"]) == 0
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "-m", "atlas_diffusers.training.script"]
+    assert calls == [[*launch, "--config", str(recipe), "--max_steps", "3"]]
+    Done.returncode = 1
+    assert main(["train", str(recipe)]) == 2
+    assert main(["train", str(recipe), "--max_step", "3"]) == 2
+    assert "did you mean 'max_steps'?" in capsys.readouterr().err and len(calls) == 2
+
+
+def test_validate(tmp_path, capsys):
+    assert main(["config", "validate", str(ROOT / "training" / "recipes" / "emoji.yaml")]) == 0
+    assert lines(capsys)[0].endswith("emoji.yaml: valid")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(yaml.safe_dump({"output_dir": "x", "batch_size": 0, "dataset": {"resolutoin": 3}}))
+    assert main(["config", "validate", str(bad)]) == 2
+    error = capsys.readouterr().err
+    assert "batch_size=0" in error and "did you mean 'resolution'?" in error and len(error.splitlines()) == 1
+    (tmp_path / "kernel.json").write_text(json.dumps({"epsilon": 0.5}))
+    assert main(["config", "validate", str(tmp_path / "kernel.json"), "--kind", "kernel"]) == 0
+    assert main(["config", "validate", str(tmp_path / "nowhere.yaml")]) == 2
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "training" / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid(recipe):
+    assert main(["config", "validate", str(recipe)]) == 0
+
+
+def test_lists(capsys):
+    assert main(["config", "presets"]) == 0
+    assert lines(capsys) == list_presets()
+    assert main(["profiles"]) == 0
+    assert [line.split()[0] for line in lines(capsys)] == ["profile", "cpu", "6gb", "8gb", "12gb", "16gb", "24gb", "32gb"]
+    assert main(["check-hardware", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]
+
+
+def test_the_configuration_reference_is_up_to_date():
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert page == reference()
+    for model in MODELS:
+        assert f"## {model.__name__}" in page
+        assert all(f"| `{name}` |" in page for name in model.model_fields)
+
+
+@pytest.mark.parametrize("command", ["compare", "train", "config", "generate", "evaluate", "schedulers", "bridge", "calibrate"])
+def test_help_has_examples(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    found = capsys.readouterr().out
+    assert "examples:" in found or "{" in found
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "--steps", "0"],
+        ["compare", "-o", "nowhere/sheet.png"],
+        ["compare", "--config", "nowhere.yaml"],
+        ["config", "validate"],
+        ["train", "nowhere.yaml"],
+        ["nothing"],
+    ],
+)
+def test_bad_input_gives_one_line_and_status_2(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(arguments)
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1

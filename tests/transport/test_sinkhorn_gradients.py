@@ -1,0 +1,91 @@
+"""Implicit gradients of every output against central differences."""
+
+import pytest
+import torch
+from conftest import seeded
+
+from atlas_diffusers.transport import entropic_transport, sinkhorn_divergence
+
+STEP = 1e-5
+
+
+def cloud(n, d=2, seed=0):
+    return torch.randn(n, d, generator=seeded(seed), dtype=torch.float64)
+
+
+def weights(n, seed):
+    values = torch.rand(n, generator=seeded(seed), dtype=torch.float64) + 0.2
+    return values / values.sum()
+
+
+INPUTS = {
+    "x": cloud(7),
+    "y": cloud(6, seed=1) + 0.5,
+    "epsilon": torch.tensor(0.4, dtype=torch.float64),
+    "a": weights(7, 2),
+    "b": weights(6, 3),
+}
+LOSSES = {
+    "potentials": lambda o: (o.f - o.f.mean()).square().sum() + (o.f[0] + o.g).cos().sum(),
+    "plan": lambda o: o.plan.square().sum() * 50,
+    "map": lambda o: (o.barycentric_map() * torch.linspace(-1, 1, 2, dtype=torch.float64)).square().sum(),
+    "new points": lambda o: o.barycentric_map(cloud(4, seed=9)).square().sum(),
+    "cost": lambda o: o.cost.sum(),
+    "transport cost": lambda o: o.transport_cost.sum(),
+    "effective size": lambda o: o.effective_size.sum(),
+}
+
+
+def solve(rho, **inputs):
+    return entropic_transport(**inputs, rho=rho, tolerance=1e-12, max_iterations=500, differentiable=True)
+
+
+@pytest.mark.parametrize("rho", [None, (0.7, None)])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients(loss, rho):
+    inputs = {name: value.clone().requires_grad_() for name, value in INPUTS.items()}
+    gradients = torch.autograd.grad(LOSSES[loss](solve(rho, **inputs)), list(inputs.values()))
+    for seed, (name, gradient) in enumerate(zip(inputs, gradients)):
+        direction = torch.randn(INPUTS[name].shape, generator=seeded(seed), dtype=torch.float64)
+        if name in "ab":
+            direction -= direction.mean()  # totals stay equal
+        ends = [LOSSES[loss](solve(rho, **{**INPUTS, name: INPUTS[name] + h * direction})) for h in (STEP, -STEP)]
+        difference = ((ends[0] - ends[1]) / (2 * STEP)).item()
+        assert (gradient * direction).sum().item() == pytest.approx(difference, rel=2e-5, abs=1e-7), name
+
+
+def test_gradients_of_a_batch_are_those_of_its_members():
+    x, y = torch.stack([cloud(5), cloud(5, seed=4)]).requires_grad_(), cloud(6, seed=1)
+    epsilon = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    output = entropic_transport(x, y, epsilon, tolerance=1e-11, differentiable=True)
+    (together,) = torch.autograd.grad(output.barycentric_map().square().sum(), x)
+    for member in range(2):
+        point = x[member].detach().requires_grad_()
+        alone = entropic_transport(point, y, epsilon[member], tolerance=1e-11, differentiable=True)
+        (gradient,) = torch.autograd.grad(alone.barycentric_map().square().sum(), point)
+        torch.testing.assert_close(together[member], gradient, rtol=1e-6, atol=1e-8)
+
+
+def test_the_cost_needs_no_linear_system():
+    """∂OT/∂x_i = 2 Σ_j P_ij (x_i − y_j), and the potentials are not differentiated."""
+    x, y = cloud(7).requires_grad_(), cloud(6, seed=1)
+    output = entropic_transport(x, y, 0.3, tolerance=1e-12, differentiable=True)
+    (gradient,) = torch.autograd.grad(output.cost, x)
+    plan = output.plan.detach()
+    torch.testing.assert_close(gradient, 2 * (plan.sum(1, keepdim=True) * x - plan @ y).detach(), rtol=0, atol=1e-8)
+
+
+def test_a_divergence_can_be_descended():
+    x, y = cloud(30).requires_grad_(), 0.5 * cloud(30, seed=1) + 2
+    values = []
+    for _ in range(25):
+        value = sinkhorn_divergence(x, y, 0.2, tolerance=1e-6, differentiable=True)
+        (gradient,) = torch.autograd.grad(value, x)
+        values.append(value.item())
+        x = (x - 30 / 4 * gradient).detach().requires_grad_()
+    assert values[-1] < 1e-2 * values[0]
+
+
+def test_without_asking_there_are_no_gradients():
+    output = entropic_transport(cloud(5).requires_grad_(), cloud(4, seed=1), 0.5)
+    assert not output.plan.requires_grad and not output.cost.requires_grad
