@@ -13,6 +13,7 @@ _LOCATIONS = {
     "DiffusionPipeline": "diffusers",
     "BaseNoiseScheduler": ".schedulers",
     "load_emoji": ".pretrained",
+    "load_pictograms": ".pretrained",
     "register_beta_schedule": ".schedules",
 }
 SCHEDULERS = [name for name, module in CLASSES.items() if module.startswith(".schedulers")]

@@ -19,14 +19,16 @@ class DatasetConfig(StrictModel):
 
     name: str = Field(
         "embedded:emoji",
-        description="`embedded:emoji`, `embedded:digits`, `imagefolder`, `disk` (`save_to_disk`), a parquet file or a hub id",
+        description="`embedded:emoji`, `embedded:pictograms` or `embedded:digits`, `imagefolder`, `disk` (`save_to_disk`), a "
+        "parquet file or a hub id",
     )
     root: str | None = Field(None, description="folder of an `imagefolder` or `disk` dataset")
     split: str = "train"
     download: bool = Field(True, description="whether a hub id may be fetched; false takes the local cache only")
     streaming: bool = Field(False, description="read in the order of the source, without a copy on disk")
     shuffle_buffer: int = Field(1024, ge=1, description="pictures that a stream reads and shuffles at a time")
-    categories: list[str] | None = Field(None, description="keep only these categories (embedded emoji)")
+    categories: list[str] | None = Field(None, description="keep only these categories (embedded emoji and pictograms)")
+    styles: list[str] | None = Field(None, description="keep only these styles (embedded pictograms)")
     image_column: str = "image"
     caption_column: str | None = Field("text", description="null trains without prompts")
     aliases_column: str | None = Field(None, description="a list of further captions, one drawn at random each time")
@@ -43,6 +45,9 @@ class DatasetConfig(StrictModel):
     def _has_root(self):
         if (self.name in ("imagefolder", "disk")) != (self.root is not None):
             raise ValueError(f"name={self.name!r} with root={self.root!r}: imagefolder and disk need a root, others take none")
+        for field, names in (("categories", ("embedded:emoji", "embedded:pictograms")), ("styles", ("embedded:pictograms",))):
+            if getattr(self, field) is not None and self.name not in names:
+                raise ValueError(f"{field} choose among the pictures of {' or '.join(names)}; name={self.name!r} has none")
         return self
 
 

@@ -5,6 +5,18 @@ import json
 from functools import cache
 from pathlib import Path
 
+from .pictogram_data import PICTOGRAM_SPLITS, load_pictograms
+
+__all__ = [
+    "PICTOGRAM_SPLITS",
+    "embedded_pipelines",
+    "is_held_out",
+    "load_digits",
+    "load_emoji",
+    "load_pictograms",
+    "pretrained_path",
+]
+
 FOLDER = Path(__file__).parent
 SPLITS = ("train", "test", "all")
 TILE = 32

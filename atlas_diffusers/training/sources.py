@@ -1,7 +1,7 @@
 """The data set that a recipe names."""
 
 from ..config import DatasetConfig
-from ..pretrained import load_digits, load_emoji
+from ..pretrained import load_digits, load_emoji, load_pictograms
 
 STREAM_SHARDS = 64
 
@@ -31,6 +31,8 @@ def _load(config: DatasetConfig):
     options = {"split": config.split, "streaming": config.streaming}
     if config.name == "embedded:emoji":
         return load_emoji(config.split, config.categories)
+    if config.name == "embedded:pictograms":
+        return load_pictograms(config.split, config.styles, config.categories)
     if config.name == "embedded:digits":
         return load_digits(config.split)
     if config.name == "imagefolder":
