@@ -197,10 +197,10 @@ def test_every_field_of_the_facades_has_a_reader():
 
 
 def test_every_scheduler_option_has_a_reader():
-    from atlas_diffusers.schedulers.time_grid import GRID_OF_OPTION
+    from atlas_diffusers.schedules.time_grid import GRID_OF_OPTION
 
-    folder = PACKAGE / "schedulers"
-    source = "\n".join(f.read_text() for f in folder.rglob("*.py"))
+    rooms = PACKAGE / "schedulers", PACKAGE / "schedules"
+    source = "\n".join(f.read_text() for room in rooms for f in room.rglob("*.py"))
     for name in atlas_diffusers.SCHEDULERS:
         for option in list(inspect.signature(getattr(atlas_diffusers, name).__init__).parameters)[1:]:
             read = f"c.{option}" in source or f"config.{option}" in source or f'("{option}"' in source

@@ -2,83 +2,76 @@
 
 from dataclasses import dataclass, field
 
-import torch
-
-from ..schedules import NoiseLevel, NoiseTable
-from .time_grid import TimeGrid
+from ..schedules import NoiseLevel, NoiseProcess
+from ..schedules.time_grid import TimeGrid
 
 RUNGE_KUTTA_STEPS = 3
 
 
-@dataclass
+@dataclass(frozen=True)
 class PNDMCalls(TimeGrid):
     """
-    ``called[i]`` is the level of network call ``i``; ``source`` and ``target`` are the transfer that it takes part in,
+    ``source[i]`` is the level of network call ``i``; ``start`` and ``target`` are the transfer that it takes part in,
     ``backward`` the one that ends there. The first ``runge_kutta`` calls belong to Runge-Kutta steps.
     """
 
-    called: list[NoiseLevel] = field(default_factory=list)
+    start: list[NoiseLevel] = field(default_factory=list)
     backward: list[tuple[NoiseLevel, NoiseLevel]] = field(default_factory=list)
     runge_kutta: int = 0
 
 
-def _targets(grid: TimeGrid, stride: int | None, table: NoiseTable, final: NoiseLevel) -> list[NoiseLevel]:
+def _targets(grid: TimeGrid, stride: int | None, process: NoiseProcess, final: NoiseLevel) -> list[NoiseLevel]:
     """As in Diffusers, an evenly spaced step always covers ``stride`` = ⌊T/N⌋ training timesteps."""
     if stride is None:
         return grid.target
-    return [table.level(t - stride) if t >= stride else final for t in grid.timesteps]
+    return [process.level_at(t - stride) if t >= stride else final for t in grid.timesteps]
 
 
-def plms_calls(
-    grid: TimeGrid, stride: int | None, table: NoiseTable, finite_table: NoiseTable, final: NoiseLevel
-) -> PNDMCalls:
+def plms_calls(grid: TimeGrid, stride: int | None, process: NoiseProcess, final: NoiseLevel) -> PNDMCalls:
     """Calls ``t_0, t_1, t_1, t_2, ...``: the second one corrects the first step."""
     steps = len(grid.source)
     order = [0, 1, *range(1, steps)] if steps > 1 else [0]
-    targets = _targets(grid, stride, table, final)
+    targets = _targets(grid, stride, process, final)
     if stride is None:
         before = [grid.source[max(i - 1, 0)] for i in range(steps)]
     else:
-        before = [table.level(min(t + stride, len(table) - 1)) for t in grid.timesteps]
+        before = [process.level_at(min(t + stride, len(process) - 1)) for t in grid.timesteps]
     source = [grid.source[i] for i in order]
     return PNDMCalls(
         timesteps=[grid.timesteps[i] for i in order],
         source=source,
         target=[targets[i] for i in order],
         dtype=grid.dtype,
-        called=source,
+        start=source,
         backward=[(before[i], grid.source[i]) for i in order],
     )
 
 
-def runge_kutta_calls(
-    grid: TimeGrid, stride: int | None, table: NoiseTable, finite_table: NoiseTable, final: NoiseLevel
-) -> PNDMCalls:
+def runge_kutta_calls(grid: TimeGrid, stride: int | None, process: NoiseProcess, final: NoiseLevel) -> PNDMCalls:
     """
     Calls ``t, t_mid, t_mid, t'`` for each of the first steps ``t`` to ``t'``, then one call a step. The midpoint is half a
     stride above ``t'``; on a sigma grid it halves the step in σ̂.
     """
     count = min(RUNGE_KUTTA_STEPS, len(grid.source) - 1)
-    timesteps, called, source, target = [], [], [], []
+    timesteps, source, start, target = [], [], [], []
     for t, after, here, there in zip(grid.timesteps, grid.timesteps[1:], grid.source[:count], grid.source[1:]):
-        middle, level = _midpoint(t, after, here, there, stride, table, finite_table)
-        first = table.level(t - stride // 2) if stride is not None else level
+        middle, level = _midpoint(t, after, here, there, stride, process)
+        first = process.level_at(t - stride // 2) if stride is not None else level
         timesteps += [t, middle, middle, after]
-        called += [here, level, level, there]
-        source += [here] * 4
+        source += [here, level, level, there]
+        start += [here] * 4
         target += [first, level, there, there]
     timesteps += grid.timesteps[count:]
-    called += grid.source[count:]
     source += grid.source[count:]
-    target += _targets(grid, stride, table, final)[count:]
-    return PNDMCalls(timesteps, source, target, grid.dtype, called=called, runge_kutta=4 * count)
+    start += grid.source[count:]
+    target += _targets(grid, stride, process, final)[count:]
+    return PNDMCalls(timesteps, source, target, grid.dtype, start=start, runge_kutta=4 * count)
 
 
-def _midpoint(t, after, here: NoiseLevel, there: NoiseLevel, stride, table: NoiseTable, finite_table: NoiseTable):
+def _midpoint(t, after, here: NoiseLevel, there: NoiseLevel, stride: int | None, process: NoiseProcess):
     if stride is not None:
-        return after + stride // 2, table.level(after + stride // 2)
+        return after + stride // 2, process.level_at(after + stride // 2)
     if isinstance(t, int):
-        return (t + after) // 2, table.level((t + after) // 2)
-    sigma_hat = (here.sigma_hat + there.sigma_hat) / 2
-    middle = finite_table.timestep_at(torch.tensor([sigma_hat], dtype=torch.float64)).float().item()
-    return middle, NoiseLevel.from_sigma_hat(sigma_hat)
+        return (t + after) // 2, process.level_at((t + after) // 2)
+    level = process.midpoint(here, there)
+    return process.timesteps_of([level])[0], level

@@ -1,20 +1,21 @@
 """DDIM: the deterministic sampler of the VP process, with an optional stochastic part."""
 
 import math
+from dataclasses import replace
 
 import torch
 
-from ..schedules import NoiseLevel
+from ..schedules import NoiseLevel, combine
+from ..schedules.time_grid import TimeGrid
 from .conversion import extend_config
-from .scheduling_base import AtlasSchedulerOutput, BaseScheduler, combine
-from .time_grid import TimeGrid
+from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 
 class AtlasDDIMScheduler(BaseScheduler):
     r"""
     DDIM, from level ``(α, σ)`` to ``(α', σ')``:
 
-        x' = α' x_0 + √(σ'² − s²) ε + s z,    s = η (σ'/σ) √(1 − α²/α'²),    z ~ N(0, 1)
+        x' = α' x_0 + √(σ'² − s²) ε + s z,    s = η σ' √(1 − (σ'α/(σα'))²),    z ~ N(0, 1)
 
     Song et al. 2020, equation 12 (arXiv 2010.02502). Order 1; η = 1 is ancestral DDPM sampling.
 
@@ -28,20 +29,20 @@ class AtlasDDIMScheduler(BaseScheduler):
         pass
 
     def _final_level(self) -> NoiseLevel:
-        return super()._final_level() if self.config.set_alpha_to_one else self._table.level(0)
+        return super()._final_level() if self.config.set_alpha_to_one else self.process.level_at(0)
 
     def _network_calls(self, grid: TimeGrid, steps: int) -> TimeGrid:
         if grid.spaced:
             # as in Diffusers, an evenly spaced step always covers ⌊T/N⌋ training timesteps
-            stride, final, levels = self.config.num_train_timesteps // steps, self._final_level(), self._table.levels
-            grid.target = [levels[t - stride] if t >= stride else final for t in grid.timesteps]
+            stride, final, level = self.config.num_train_timesteps // steps, self._final_level(), self.process.level_at
+            return replace(grid, target=[level(t - stride) if t >= stride else final for t in grid.timesteps])
         return grid
 
     def _levels(self, timestep: torch.Tensor | int) -> tuple[NoiseLevel, NoiseLevel]:
         if isinstance(timestep, int) and self._grid is not None and self._grid.spaced:
-            if timestep not in self._grid.timesteps and 0 <= timestep < len(self._table):
+            if timestep not in self._grid.timesteps and 0 <= timestep < len(self.process):
                 end = timestep - self.config.num_train_timesteps // self.num_inference_steps
-                return self._table.level(timestep), self._table.level(end) if end >= 0 else self._final_level()
+                return self.process.level_at(timestep), self.process.level_at(end) if end >= 0 else self._final_level()
         return super()._levels(timestep)
 
     def step(
@@ -72,11 +73,13 @@ class AtlasDDIMScheduler(BaseScheduler):
             raise ValueError("give generator or variance_noise, not both")
         level, (alpha, sigma) = self._levels(timestep)
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
-        data, noise = self._predict(output, x, level)
+        data = self.predict_data(output, x, level)
         if use_clipped_model_output:
             noise = combine(1 / level.sigma, x, -level.alpha / level.sigma, data)
+        else:
+            noise = self.predict_noise(output, x, level)
 
-        fresh = eta * sigma / level.sigma * math.sqrt(max(0.0, 1 - (level.alpha / alpha) ** 2))
+        fresh = eta * sigma * math.sqrt(max(0.0, 1 - (sigma * level.alpha / (level.sigma * alpha)) ** 2))
         prev = combine(alpha, data, math.sqrt(max(0.0, sigma**2 - fresh**2)), noise)
         if eta > 0:
             z = self._noise_like(sample, generator) if variance_noise is None else variance_noise

@@ -4,15 +4,16 @@ import math
 
 import torch
 
+from ..schedules import combine
 from .conversion import extend_config
-from .scheduling_base import AtlasSchedulerOutput, BaseScheduler, combine
+from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 
 
 class AtlasDDPMScheduler(BaseScheduler):
     r"""
-    DDPM, from level ``(α, σ)`` to ``(α', σ')`` with ``r = α/α'`` and ``β = 1 − r²``:
+    DDPM, from level ``(α, σ)`` to ``(α', σ')`` with ``r = α/α'`` and ``β = σ² − r²σ'²``, in betas ``1 − r²``:
 
         x' = (α' β/σ²) x_0 + (r σ'²/σ²) x + s z,    z ~ N(0, 1)
 
@@ -61,10 +62,10 @@ class AtlasDDPMScheduler(BaseScheduler):
         learned = None
         if self.config.variance_type.startswith("learned"):
             output, learned = self._split_learned(output, x)
-        data = self._predict_data(output, x, level)
+        data = self.predict_data(output, x, level)
 
         ratio = level.alpha / target.alpha
-        beta = 1 - ratio**2
+        beta = level.sigma**2 - (ratio * target.sigma) ** 2
         prev = combine(target.alpha * beta / level.sigma**2, data, ratio * target.sigma**2 / level.sigma**2, x)
         if self._grid.timesteps[index] > 0:
             small = max(beta * target.sigma**2 / level.sigma**2, 1e-20)

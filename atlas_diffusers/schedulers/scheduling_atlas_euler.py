@@ -55,5 +55,5 @@ class AtlasEulerScheduler(SigmaScheduler):
             x = torch.add(x, z, alpha=s_noise * math.sqrt(sigma**2 - level.sigma**2))
         # the network saw the sample before the churn; as in Diffusers, only v is read at the level that it saw
         seen = level if self.config.prediction_type == "v_prediction" else level._replace(sigma=sigma)
-        data = self._predict_data(output, x, seen)
+        data = self.predict_data(output, x, seen)
         return self._output(torch.lerp(data, x, target.sigma / sigma), data, sample.dtype, return_dict)

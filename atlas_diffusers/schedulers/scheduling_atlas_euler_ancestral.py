@@ -40,7 +40,7 @@ class AtlasEulerAncestralScheduler(SigmaScheduler):
         """
         level, target = self._levels(timestep)
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
-        data = self._predict_data(output, x, level)
+        data = self.predict_data(output, x, level)
         down = target.sigma**2 / level.sigma
         prev = torch.lerp(data, x, down / level.sigma)
         if target.sigma > 0:

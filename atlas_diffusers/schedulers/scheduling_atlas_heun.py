@@ -2,10 +2,11 @@
 
 import torch
 
+from ..schedules import combine
+from ..schedules.time_grid import TimeGrid
 from .conversion import extend_config
-from .scheduling_base import AtlasSchedulerOutput, combine
+from .scheduling_base import AtlasSchedulerOutput
 from .scheduling_sigma_base import SigmaScheduler
-from .time_grid import TimeGrid
 
 
 class AtlasHeunScheduler(SigmaScheduler):
@@ -65,7 +66,7 @@ class AtlasHeunScheduler(SigmaScheduler):
         index = self._advance(timestep)
         sigma, target = self._grid.source[index].sigma, self._grid.target[index].sigma
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
-        data = self._predict_data(output, x, self._grid.source[index])
+        data = self.predict_data(output, x, self._grid.source[index])
         derivative = self._derivative_at(output, x, data, sigma)
         if index % 2 == 0:
             prev = torch.lerp(data, x, target / sigma)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ..schedules import NoiseLevel
+from ..schedules import NoiseLevel, combine
+from ..schedules.time_grid import Request, TimeGrid, grid_option, spaced_grid
 from .adams_bashforth import adams_bashforth
 from .calibration.tables import Calibration, StepTable
 from .conversion import extend_config
-from .scheduling_base import AtlasSchedulerOutput, BaseScheduler, combine
-from .time_grid import Request, TimeGrid, grid_option, spaced_grid, variance_preserving_grid
+from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 SMALLEST_STEP = 1e-9  # in radians
 SAME_GUIDANCE = 0.25  # relative difference that tables bear
@@ -29,7 +29,7 @@ def radius(level: NoiseLevel, scale: float) -> float:
     return math.hypot(level.sigma, scale * level.alpha)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _TableGrid(TimeGrid):
     table: StepTable | None = None
 
@@ -75,7 +75,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         self._calibration = None
         if self.config.calibration is not None:
             self._calibration = Calibration.from_config(self.config.calibration)
-            self._calibration.check(self._finite_table, self.config.prediction_type)
+            self._calibration.check(self.process, self.config.prediction_type)
 
     def _check_config(self) -> None:
         super()._check_config()
@@ -179,21 +179,20 @@ class AtlasMultistepScheduler(BaseScheduler):
             warnings.warn(f"{steps} steps are not calibrated, only {self.calibrated_steps}; plain nodes are used", stacklevel=5)
         if self.config.angle_power is None or grid_option(self.config):
             return super()._build_grid(request)
-        spaced_grid(self.config, steps, len(self._table))
+        spaced_grid(self.config, steps, len(self.process))
         return self._grid_of([*self._placed(steps), self._final_level().sigma_hat])
 
     def _placed(self, steps: int) -> list[float]:
         """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below training timestep 0, it is that instead."""
         scale, power, last = self.config.angle_scale, self.config.angle_power, 0.0
-        smallest, largest = (math.atan(self._finite_table.sigma_hats[end].item() / scale) for end in (0, -1))
+        largest, smallest = (angle(level, scale) for level in self.process.ends)
         parts = [1 - k / steps for k in range(steps)]
         if steps > 1 and largest * parts[-1] ** power < smallest:
             parts, last = [1 - k / (steps - 1) for k in range(steps)], smallest
         return [scale * math.tan(last + (largest - last) * part**power) for part in parts]
 
-    def _grid_of(self, sigmas: list[float]) -> TimeGrid:
-        request = Request(sigmas=sigmas)
-        return variance_preserving_grid(self.config, self._table, self._finite_table, request, self._final_level())
+    def _grid_of(self, sigma_hats: list[float]) -> TimeGrid:
+        return self.process.grid_through([self.process.from_sigma_hat(sigma_hat) for sigma_hat in sigma_hats])
 
     def _reset(self) -> None:
         self._velocities: list[torch.Tensor] = []
@@ -218,10 +217,10 @@ class AtlasMultistepScheduler(BaseScheduler):
         index = self._advance(timestep)
         level, target = self._grid.source[index], self._grid.target[index]
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
-        data = self._predict_data(output, x, level)
+        data = self.predict_data(output, x, level)
         table = self._table_in_use if len(self._velocities) == index else None
         c = self.config.angle_scale if table is None else 1.0
-        self._remember(self._velocity(output, x, data, level, c), angle(level, c))
+        self._remember(self.velocity(output, x, data, level, c), angle(level, c))
 
         if table is None:
             scale, weights = self._adams_bashforth(angle(target, c))
@@ -240,8 +239,10 @@ class AtlasMultistepScheduler(BaseScheduler):
         self._velocities.append(velocity)
         self._angles.append(at)
 
-    def _velocity(self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, level: NoiseLevel, c: float) -> torch.Tensor:
-        """``v``, consistent with the clipped data prediction."""
+    def velocity(
+        self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, level: NoiseLevel, c: float = 1.0
+    ) -> torch.Tensor:
+        """``v`` of a network's output at a level, consistent with its data prediction, which may be clipped."""
         if c == 1 and self.config.prediction_type == "v_prediction" and not self._clips:
             return output
         r = radius(level, c)

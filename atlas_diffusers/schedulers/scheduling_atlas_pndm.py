@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..schedules import NoiseLevel, data_coefficients, noise_coefficients
+from ..schedules import NoiseLevel, combine
+from ..schedules.time_grid import TimeGrid
 from .conversion import extend_config
 from .pndm_calls import PNDMCalls, plms_calls, runge_kutta_calls
-from .scheduling_base import AtlasSchedulerOutput, BaseScheduler, combine
-from .time_grid import TimeGrid
+from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 ADAMS_BASHFORTH = {
     1: (1.0,),
@@ -51,13 +51,18 @@ class AtlasPNDMScheduler(BaseScheduler):
     def __init__(self, skip_prk_steps: bool = False, set_alpha_to_one: bool = False):
         pass
 
-    def _setup(self) -> None:
-        super()._setup()
-        if self.config.prediction_type != "v_prediction" or self._clips:
-            self._table = self._finite_table  # ε̄ alone says nothing about x_0 where α = 0
+    @property
+    def _averaged(self) -> str:
+        """The prediction type that is averaged over calls."""
+        own, kinds = self.config.prediction_type, self.process.averaged
+        return own if own in kinds and not self._clips else kinds[0]
+
+    @property
+    def _zero_signal(self) -> bool:
+        return self.config.prediction_type == "v_prediction" and not self._clips
 
     def _final_level(self) -> NoiseLevel:
-        return super()._final_level() if self.config.set_alpha_to_one else self._table.level(0)
+        return super()._final_level() if self.config.set_alpha_to_one else self.process.level_at(0)
 
     def _reset(self) -> None:
         self._history = _History()
@@ -65,7 +70,7 @@ class AtlasPNDMScheduler(BaseScheduler):
     def _network_calls(self, grid: TimeGrid, steps: int) -> PNDMCalls:
         stride = self.config.num_train_timesteps // steps if grid.spaced else None
         build = plms_calls if self.config.skip_prk_steps else runge_kutta_calls
-        return build(grid, stride, self._table, self._finite_table, self._final_level())
+        return build(grid, stride, self.process, self._final_level())
 
     def step(
         self,
@@ -85,32 +90,22 @@ class AtlasPNDMScheduler(BaseScheduler):
         """
         index = self._advance(timestep)
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
-        prediction_type = self.config.prediction_type
-        if prediction_type != "v_prediction" or self._clips:
-            prediction_type, output = "epsilon", self._noise_prediction(output, x, self._grid.called[index])
+        kind, level = self._averaged, self._grid.source[index]
+        if kind != self.config.prediction_type or self._clips:
+            output = self.process.output(kind, self.predict_data(output, x, level), x, level)
         start, source, target, mean = self._combine_calls(index, x, output)
 
-        a, b = data_coefficients(prediction_type, *source)
-        data = combine(a, start, b, mean)
-        a, b = noise_coefficients(prediction_type, *source)
-        prev = combine(target.alpha, data, target.sigma, combine(a, start, b, mean))
+        data = self.process.data(kind, mean, start, source)
+        prev = combine(target.alpha, data, target.sigma, self.process.noise(kind, mean, start, source))
         result = self._output(prev, data, sample.dtype, return_dict)
         self._history.predicted = self._to_working_dtype(result[0])
         return result
-
-    def _noise_prediction(self, output: torch.Tensor, x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
-        """ε at the level of a network call, consistent with the clipped data prediction."""
-        if self._clips:
-            data = self._predict_data(output, x, level)
-            return combine(1 / level.sigma, x, -level.alpha / level.sigma, data)
-        a, b = noise_coefficients(self.config.prediction_type, *level)
-        return combine(a, x, b, output)
 
     def _combine_calls(
         self, index: int, x: torch.Tensor, prediction: torch.Tensor
     ) -> tuple[torch.Tensor, NoiseLevel, NoiseLevel, torch.Tensor]:
         """Where the transfer starts, its two levels, and the mean prediction along it."""
-        history, source, target = self._history, self._grid.source[index], self._grid.target[index]
+        history, source, target = self._history, self._grid.start[index], self._grid.target[index]
         history.calls += 1
         if index < self._grid.runge_kutta:
             return self._runge_kutta(index, x, prediction)
@@ -128,15 +123,15 @@ class AtlasPNDMScheduler(BaseScheduler):
     def _runge_kutta(
         self, index: int, x: torch.Tensor, prediction: torch.Tensor
     ) -> tuple[torch.Tensor, NoiseLevel, NoiseLevel, torch.Tensor]:
-        history, source, target = self._history, self._grid.source[index], self._grid.target[index]
+        history, source, target = self._history, self._grid.start[index], self._grid.target[index]
         stage = index % 4
         if stage == 0:
             history.start, history.partial = x, prediction / 6
             history.predictions = [prediction, *history.predictions[:3]]
             return x, source, target, prediction
         if history.start is None:  # a trajectory that begins inside a step goes on to the next call's level
-            return x, self._grid.called[index], self._grid.called[index + 1], prediction
-        start = self._start(x, source, self._grid.called[index])
+            return x, self._grid.source[index], self._grid.source[index + 1], prediction
+        start = self._start(x, source, self._grid.source[index])
         if stage == 3:
             return start, source, target, torch.add(history.partial, prediction, alpha=1 / 6)
         history.partial.add_(prediction, alpha=1 / 3)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -9,14 +10,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..schedules import NoiseLevel, NoiseTable, data_coefficients, get_betas, noise_coefficients
+from ..schedules import NoiseLevel, NoiseProcess, VariancePreserving, get_betas
 from ..schedules.betas import rescale_zero_terminal_snr
 from ..schedules.grids import TIMESTEP_SPACINGS
-from ..schedules.levels import CLEAN
 from ..schedules.predictions import check_prediction_type
+from ..schedules.time_grid import GRID_OF_OPTION, Request, TimeGrid, as_tensor
 from .conversion import ConfigConversion
 from .position import StepPosition
-from .time_grid import GRID_OF_OPTION, Request, TimeGrid, as_tensor, variance_preserving_grid
 
 ZERO_SNR_FLOOR = 2.0**-24
 
@@ -39,18 +39,10 @@ class _Plan:
     grid: TimeGrid
     timesteps: torch.Tensor
     sigmas: torch.Tensor
+    levels: torch.Tensor
 
     def __deepcopy__(self, memo) -> "_Plan":
         return self
-
-
-def combine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tensor:
-    """``a·x + b·y`` in as few passes over memory as the scalars allow."""
-    if a == 0:
-        return y if b == 1 else y * b
-    if b == 0:
-        return x if a == 1 else x * a
-    return torch.add(x, y, alpha=b) if a == 1 else torch.mul(x, a).add_(y, alpha=b)
 
 
 class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin):
@@ -80,6 +72,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
 
     order = 1
     init_noise_sigma = 1.0
+    beta_process: ClassVar[type[VariancePreserving]] = VariancePreserving
 
     @register_to_config
     def __init__(
@@ -120,14 +113,17 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
         floor = ZERO_SNR_FLOOR if c.rescale_betas_zero_snr else 0.0
-        self._finite_table = NoiseTable(self.alphas_cumprod, floor)
-        # ε says nothing about x_0 where α = 0, so with it the process stops short of zero SNR
-        self._table = self._finite_table if c.prediction_type == "epsilon" else NoiseTable(self.alphas_cumprod)
-        self.timesteps = torch.arange(len(self.betas) - 1, -1, -1)
+        self.process: NoiseProcess = self.beta_process(self.alphas_cumprod, floor, self._zero_signal)
+        self.timesteps, self.sigmas = self.process.training_steps()
         self.num_inference_steps = None
         self._grid: TimeGrid | None = None
         self._plan: _Plan | None = None
         self._step_index = self._begin_index = None
+
+    @property
+    def _zero_signal(self) -> bool:
+        """Whether a step may start at α = 0, where ε says nothing about x_0."""
+        return self.config.prediction_type != "epsilon"
 
     def _get_beta_schedule(self) -> torch.Tensor:
         """The betas of this process, ``(num_train_timesteps,)``; override to add a schedule by subclassing."""
@@ -187,12 +183,12 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         grid = self._build_grid(request)
         steps = len(grid.source)
         calls = self._network_calls(grid, steps)
-        sigmas = as_tensor([level.sigma_hat for level in (*calls.source, calls.target[-1])], torch.float32)
+        sigmas = as_tensor([self.process.sigma(level) for level in (*calls.source, calls.target[-1])], torch.float32)
         timesteps = as_tensor(calls.timesteps, calls.dtype).to(device)
-        return _Plan(key, self._internal_dict, steps, calls, timesteps, sigmas)
+        return _Plan(key, self._internal_dict, steps, calls, timesteps, sigmas, as_tensor(calls.source, torch.float64).T)
 
     def _build_grid(self, request: Request) -> TimeGrid:
-        return variance_preserving_grid(self.config, self._table, self._finite_table, request, self._final_level())
+        return self.process.grid(self.config, request, self._final_level())
 
     def _network_calls(self, grid: TimeGrid, steps: int) -> TimeGrid:
         """The grid of network calls of a grid of steps; a sampler with several calls a step overrides this."""
@@ -202,7 +198,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         """Forget what earlier steps left; a sampler with a memory overrides this."""
 
     def _final_level(self) -> NoiseLevel:
-        return CLEAN if self.config.final_sigmas_type == "zero" else self._table.level(0)
+        return self.process.final_level(self.config.final_sigmas_type)
 
     # ------------------------------------------------------------------ predictions
 
@@ -210,17 +206,13 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         """float64 stays; everything below float32 is computed in float32."""
         return tensor if tensor.dtype == torch.float64 else tensor.float()
 
-    def _predict_data(self, output: torch.Tensor, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
-        """The data prediction x_0, clipped or thresholded as configured."""
-        a, b = data_coefficients(self.config.prediction_type, *level)
-        return self._clip(combine(a, sample, b, output))
+    def predict_data(self, output: torch.Tensor, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+        """The data prediction x_0 of a network's output at a level, clipped or thresholded as configured."""
+        return self._clip(self.process.data(self.config.prediction_type, output, sample, level))
 
-    def _predict(
-        self, output: torch.Tensor, sample: torch.Tensor, level: NoiseLevel
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The data prediction x_0 (clipped) and the noise prediction ε (as the network gave it)."""
-        a, b = noise_coefficients(self.config.prediction_type, *level)
-        return self._predict_data(output, sample, level), combine(a, sample, b, output)
+    def predict_noise(self, output: torch.Tensor, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
+        """The noise prediction ε of a network's output at a level, as the network gave it."""
+        return self.process.noise(self.config.prediction_type, output, sample, level)
 
     def _output(
         self, prev: torch.Tensor, data: torch.Tensor, dtype: torch.dtype, return_dict: bool
@@ -247,7 +239,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | None = None) -> torch.Tensor:
-        """The network's input for ``sample``; the identity in VP coordinates."""
+        """The network's input for ``sample``: ``x̂/√(1 + σ̂²)`` in VE coordinates, otherwise ``sample`` itself."""
         return sample
 
     # ------------------------------------------------------------------ forward process
@@ -260,16 +252,27 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
             timesteps: ``(batch,)`` or ``(1,)``, in ``[0, T)``.
             like: gives device, dtype and number of dimensions.
         """
-        if timesteps.is_floating_point():
-            alpha_bar = 1 / (1 + self._finite_table.sigma_hat_at(timesteps.to(like.device), log=True) ** 2)
-        else:
-            alpha_bar = self._table.alphas_cumprod.to(like.device)[timesteps.to(like.device)]
+        return self._shaped(self.process.levels_at(timesteps.to(like.device)), like)
+
+    @staticmethod
+    def _shaped(levels: tuple[torch.Tensor, torch.Tensor], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (-1,) + (1,) * (like.ndim - 1)
-        return alpha_bar.sqrt().to(like.dtype).view(shape), (1 - alpha_bar).sqrt().to(like.dtype).view(shape)
+        return levels[0].to(like.dtype).view(shape), levels[1].to(like.dtype).view(shape)
+
+    def _sample_levels(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """α and σ of samples: of the step where a timestep is in ``self.timesteps``, otherwise of the training process."""
+        alphas, sigmas = self.process.sample_levels_at(timesteps)
+        if self._plan is None:
+            return alphas, sigmas
+        match = timesteps[:, None] == self._plan.timesteps.to(timesteps.device)
+        at, found = match.float().argmax(1), match.any(1)
+        of_step = self._plan.levels.to(timesteps.device)
+        return torch.where(found, of_step[0, at], alphas), torch.where(found, of_step[1, at], sigmas)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """``α_t x_0 + σ_t ε``, one timestep a sample, ``(batch,)``."""
-        alpha, sigma = self.levels_at(timesteps, original_samples)
+        """``α_t x_0 + σ_t ε`` in the sampler's coordinates, one timestep a sample, ``(batch,)``."""
+        levels = self._sample_levels(timesteps.to(original_samples.device))
+        alpha, sigma = self._shaped(levels, original_samples)
         return alpha * original_samples + sigma * noise
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:

@@ -10,15 +10,21 @@ import importlib
 from .betas import BETA_SCHEDULES, get_betas, register_beta_schedule, rescale_zero_terminal_snr
 from .grids import SIGMA_GRIDS, TIMESTEP_SPACINGS, sigma_grid, spaced_timesteps
 from .levels import NoiseLevel, NoiseTable
-from .predictions import PREDICTION_TYPES, data_coefficients, noise_coefficients, output_coefficients
+from .predictions import PREDICTION_TYPES, combine, data_coefficients, noise_coefficients, output_coefficients
+from .process import NoiseProcess
+from .variance_preserving import VarianceExploding, VariancePreserving
 
 __all__ = [
     "BETA_SCHEDULES",
     "NoiseLevel",
+    "NoiseProcess",
     "NoiseTable",
     "PREDICTION_TYPES",
     "SIGMA_GRIDS",
     "TIMESTEP_SPACINGS",
+    "VarianceExploding",
+    "VariancePreserving",
+    "combine",
     "data_coefficients",
     "get_betas",
     "karras_noise_schedule",

@@ -14,6 +14,8 @@ normalised: in VE coordinates α is 1 and σ is σ̂. The α and σ inside ``v_p
 
 import math
 
+import torch
+
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
@@ -21,6 +23,15 @@ def check_prediction_type(prediction_type: str) -> None:
     """Raise ``ValueError`` for a name that is not a prediction type."""
     if prediction_type not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
+
+
+def combine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tensor:
+    """``a·x + b·y`` in as few passes over memory as the scalars allow."""
+    if a == 0:
+        return y if b == 1 else y * b
+    if b == 0:
+        return x if a == 1 else x * a
+    return torch.add(x, y, alpha=b) if a == 1 else torch.mul(x, a).add_(y, alpha=b)
 
 
 def data_coefficients(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:

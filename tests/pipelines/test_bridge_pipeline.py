@@ -68,7 +68,7 @@ def test_the_loop_is_the_scheduler_on_projections(tiny_pipeline):
     scheduler.set_timesteps(5)
     x = torch.cat([torch.randn(1, 3, 8, 8, generator=seeded(i)) for i in range(4)])
     for t in scheduler.timesteps:
-        alpha, sigma = scheduler._table.level(int(t))
+        alpha, sigma = scheduler.process.level_at(int(t))
         coupling = solver.couple(x, alpha, sigma, state)
         state = coupling.state
         noise = (x - alpha * coupling.data) / sigma

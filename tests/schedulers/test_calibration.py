@@ -36,7 +36,7 @@ class Mixture:
         self.calls += len(x)
         if self.fails_after is not None and self.calls > self.fails_after:
             raise KeyboardInterrupt
-        sigma_hat = self.scheduler._finite_table.sigma_hat_at(t.double(), log=True).item()
+        sigma_hat = self.scheduler.process.finite.sigma_hat_at(t.double(), log=True).item()
         alpha, sigma = 1 / math.hypot(1, sigma_hat), sigma_hat / math.hypot(1, sigma_hat)
         return ((x.double() - alpha * self.data(x.double(), alpha, sigma)) / sigma).to(x.dtype)
 
@@ -97,12 +97,12 @@ def test_gaussian_data_are_exact_with_any_number_of_steps():
     data, process = Gaussian(0.0, 0.3), AtlasMultistepScheduler(**CONFIG)
 
     def model(x, t):
-        sigma_hat = process._finite_table.sigma_hat_at(t.double(), log=True).item()
+        sigma_hat = process.process.finite.sigma_hat_at(t.double(), log=True).item()
         return data.network("epsilon", x, 1 / math.hypot(1, sigma_hat), sigma_hat / math.hypot(1, sigma_hat))
 
     scheduler = calibrate(model, (2, 4), sample_shape=(6,))
     noise = torch.randn(20, 6, generator=seeded(3), dtype=torch.float64)
-    level = process._finite_table.sigma_hats[-1].item()
+    level = process.process.sigma_hats[-1].item()
     start = data.flow(torch.ones(()), 1 / math.hypot(1, level), level / math.hypot(1, level))
     for steps in (2, 4):
         torch.testing.assert_close(sample(scheduler, model, noise, steps), noise * 0.3 / start, rtol=0, atol=5e-4)
@@ -118,7 +118,7 @@ def test_the_teacher_solves_the_ode(exact):
         return (alpha * x - model.data(x, alpha, alpha * sigma)) / (alpha * sigma)
 
     for steps, tolerance in ((48, 5e-4), (96, 1e-4)):
-        found = run_teacher(velocity, noise, teacher_sigmas(scheduler._finite_table, steps))
+        found = run_teacher(velocity, noise, teacher_sigmas(scheduler.process, steps))
         assert (found.ends - ends).square().mean(1).sqrt().mean() < tolerance
         assert found.states.shape == (steps, 200, 3) and torch.equal(found.states[0], noise)
 
@@ -131,7 +131,7 @@ def test_placement_residuals_are_ridge_regressions():
         return (alpha * x - model.data(x, alpha, alpha * sigma)) / (alpha * sigma)
 
     noise = torch.randn(30, 3, generator=seeded(1), dtype=torch.float64)
-    teacher = run_teacher(velocity, noise, teacher_sigmas(scheduler._finite_table, 20))
+    teacher = run_teacher(velocity, noise, teacher_sigmas(scheduler.process, 20))
     placement, nodes, ridge = Placement(teacher), (0, 7, 12), 1e-3
     columns = torch.stack([teacher.states[12], *(teacher.velocities[n] for n in nodes)], -1).flatten(0, 1)
     for target, state in ((15, teacher.states[15]), (20, teacher.ends)):

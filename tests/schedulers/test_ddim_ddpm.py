@@ -173,7 +173,7 @@ def test_ddim_converges_to_the_flow_at_order_one(prediction_type, grid):
     errors = []
     for steps in numbers:
         scheduler.set_timesteps(steps)
-        errors.append(flow_error(scheduler, Gaussian(), scheduler._table.level(0)))
+        errors.append(flow_error(scheduler, Gaussian(), scheduler.process.level_at(0)))
     assert errors[-1] < 0.04
     assert order_of_convergence(numbers, errors) == pytest.approx(1, abs=0.2)
 

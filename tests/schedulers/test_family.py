@@ -298,7 +298,7 @@ def test_a_callback_may_change_the_sample_between_the_calls_of_a_step(cls, confi
     first = scheduler._grid.source[0]
     x = first.sigma * eps
     moved = 0.0
-    called = scheduler._grid.called if cls is AtlasPNDMScheduler else scheduler._grid.source
+    called = scheduler._grid.source
     for i, t in enumerate(scheduler.timesteps):
         x = scheduler.step(eps, t, x).prev_sample
         level = called[i + 1] if i + 1 < len(called) else None

@@ -56,7 +56,7 @@ class Network:
         c = scheduler.config
         alphas = scheduler.alphas_cumprod.double().numpy()
         # zero signal is replaced by 2^-24 where x_0 would be lost: with ε, and in VE coordinates
-        if c.rescale_betas_zero_snr and scheduler._table is scheduler._finite_table:
+        if c.rescale_betas_zero_snr and scheduler.process.exact is scheduler.process.finite:
             alphas = np.maximum(alphas, 2.0**-24)
         with np.errstate(divide="ignore"):
             self.sigma_hats = np.sqrt((1 - alphas) / alphas)

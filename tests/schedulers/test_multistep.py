@@ -78,7 +78,7 @@ def test_nodes_fall_within_the_training_process(steps, zero_snr):
     scheduler = AtlasMultistepScheduler(rescale_betas_zero_snr=zero_snr, prediction_type="v_prediction", **PROCESS)
     scheduler.set_timesteps(steps)
     sigmas = [level.sigma_hat for level in scheduler._grid.source]
-    low, high = scheduler._finite_table.sigma_hats[[0, -1]].tolist()
+    low, high = scheduler.process.sigma_hats[[0, -1]].tolist()
     assert len(sigmas) == steps and all(a > b for a, b in zip(sigmas, sigmas[1:]))
     assert sigmas[0] == pytest.approx(high) and sigmas[-1] >= low * (1 - 1e-9)
     if 1 < steps <= 4:
@@ -88,7 +88,7 @@ def test_nodes_fall_within_the_training_process(steps, zero_snr):
 def calibrated(steps=3, start=0.9, **options):
     scheduler = AtlasMultistepScheduler(**{**PROCESS, **options})
     table = StepTable([10.0, 2.0, 0.5], [[0.1], [0.2, -0.9], [0.05, 0.1, -0.6]], [0.01, -0.02, 0.03], start)
-    calibration = Calibration({steps: table}, process_of(scheduler._finite_table), scheduler.config.prediction_type, 1.0)
+    calibration = Calibration({steps: table}, process_of(scheduler.process), scheduler.config.prediction_type, 1.0)
     return AtlasMultistepScheduler.from_config(scheduler.config, calibration=calibration.to_config())
 
 

@@ -11,7 +11,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ...schedules import NoiseLevel
 from ..scheduling_atlas_multistep import AtlasMultistepScheduler
 from .fit import distance, fit
 from .node_placement import Placement
@@ -72,10 +71,10 @@ class Model:
 
     def __call__(self, x: torch.Tensor, sigma: float, first_row: int = 0) -> torch.Tensor:
         """v of some samples in a row, (batch, d), at σ̂."""
-        level = NoiseLevel.from_sigma_hat(sigma)
-        timestep = self.scheduler._finite_table.timestep_at(torch.tensor([sigma])).float()[0].to(x.device)
+        level = self.scheduler.process.from_sigma_hat(sigma)
+        timestep = torch.tensor(self.scheduler.process.timesteps_of([level])[0]).to(x.device)
         output = self.output(x, timestep, first_row).to(x.dtype)
-        return self.scheduler._velocity(output, x, self.scheduler._predict_data(output, x, level), level, c=1.0)
+        return self.scheduler.velocity(output, x, self.scheduler.predict_data(output, x, level), level)
 
     @torch.no_grad()
     def output(self, x: torch.Tensor, timestep: torch.Tensor, first_row: int = 0) -> torch.Tensor:
@@ -155,7 +154,7 @@ def calibrate(
 ) -> tuple[Calibration, CalibrationReport]:
     """See :meth:`AtlasMultistepScheduler.calibrate`; ``predict`` as in :class:`Model`."""
     model = Model(predict, scheduler, tuple(noise.shape[1:]), batch_size)
-    sigmas = teacher_sigmas(scheduler._finite_table, teacher_steps)
+    sigmas = teacher_sigmas(scheduler.process, teacher_steps)
     teacher = teach(model, noise.flatten(1), sigmas, cache, progress)
     teacher_calls, tables, reports = model.calls, {}, {}
     calibrator = Calibrator(model, teacher, scheduler)
@@ -170,7 +169,7 @@ def calibrate(
                 f"{report.uncalibrated:.3g}, which is kept",
                 stacklevel=3,
             )
-    process = process_of(scheduler._finite_table)
+    process = process_of(scheduler.process)
     calibration = Calibration(tables, process, scheduler.config.prediction_type, guidance_scale)
     return calibration, CalibrationReport(model.calls, teacher_calls, reports)
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 
-from ...schedules import NoiseTable
+from ...schedules import NoiseProcess
 
 SAME = 1e-4  # relative difference of noise levels of one process, stored and computed
 
@@ -72,15 +72,15 @@ class Calibration:
         """To JSON."""
         return {**asdict(self), "tables": {str(steps): asdict(table) for steps, table in self.tables.items()}}
 
-    def check(self, table: NoiseTable, prediction_type: str) -> None:
+    def check(self, process: NoiseProcess, prediction_type: str) -> None:
         """``ValueError`` unless it was made for this noise process and prediction type."""
         if prediction_type != self.prediction_type:
             raise ValueError(f"calibrated for prediction_type={self.prediction_type!r}, the scheduler has {prediction_type!r}")
-        here = process_of(table)
+        here = process_of(process)
         if not all(abs(a - b) <= SAME * abs(b) for a, b in zip(self.process, here)):
             raise ValueError(f"calibrated for a noise process with sigmas {self.process}, the scheduler's are {here}")
 
 
-def process_of(table: NoiseTable) -> list[float]:
+def process_of(process: NoiseProcess) -> list[float]:
     """σ̂ at the first, middle and last training timestep."""
-    return [table.sigma_hats[index].item() for index in (0, len(table) // 2, len(table) - 1)]
+    return [process.sigma_hats[index].item() for index in (0, len(process) // 2, len(process) - 1)]

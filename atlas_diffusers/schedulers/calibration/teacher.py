@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...schedules import NoiseTable
+from ...schedules import NoiseProcess
 from ..adams_bashforth import adams_bashforth
 
 Velocity = Callable[[torch.Tensor, float], torch.Tensor]
@@ -38,9 +38,9 @@ class Trajectories:
         return Trajectories(self.sigmas, self.states[:, rows], self.velocities[:, rows], self.ends[rows])
 
 
-def teacher_sigmas(table: NoiseTable, steps: int) -> list[float]:
+def teacher_sigmas(process: NoiseProcess, steps: int) -> list[float]:
     """Even in ``asinh(σ̂/0.05)``, that is in log σ̂ above and in σ̂ below, between the ends of the training process."""
-    low, high = table.sigma_hats[0].item(), table.sigma_hats[-1].item()
+    high, low = (level.sigma_hat for level in process.ends)
     ends = math.asinh(high / TEACHER_SCALE), math.asinh(low / TEACHER_SCALE)
     inner = [TEACHER_SCALE * math.sinh(ends[0] + (ends[1] - ends[0]) * k / (steps - 1)) for k in range(1, steps - 1)]
     return [high, *inner, low]
