@@ -39,6 +39,7 @@ setup(
         "PyYAML>=6.0.1",
         "Pillow>=11.0",
         "numpy>=2.0.2",
+        "psutil>=5.9",
         "tqdm>=4.66.6",
     ],
     extras_require={

@@ -1,8 +1,6 @@
 """The subcommand ``atlas-diffusers train``: a recipe, by Accelerate."""
 
 import argparse
-import subprocess
-import sys
 
 EXAMPLES = """examples:
   atlas-diffusers train my-recipe.yaml --max_steps 1000 --dataset.root my-pictures
@@ -26,7 +24,7 @@ def add_train_command(commands) -> None:
 
 def run_train(args: argparse.Namespace) -> int:
     from ..config import TrainingConfig, apply_overrides, read_recipe, validate
+    from .launching import launch
 
     validate(TrainingConfig, apply_overrides(read_recipe(args.recipe), args.overrides))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "-m", "atlas_diffusers.training.script"]
-    return 2 if subprocess.run([*launch, "--config", args.recipe, *args.overrides]).returncode else 0
+    return launch(["--config", args.recipe, *args.overrides])

@@ -1,8 +1,10 @@
 """From a YAML or JSON file and ``--key value`` overrides to a validated model."""
 
+import copy
 import difflib
 import json
 import re
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +13,16 @@ from pydantic import BaseModel, ValidationError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+MOST_VALUES, LONGEST = 100_000, 100
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which ``1e-4`` is a number, as in YAML 1.2 and JSON (PyYAML wants ``1.0e-4``)."""
+    """Safe YAML with JSON's scalars: ``1e-4`` is a number, as in YAML 1.2 (PyYAML wants ``1.0e-4``), a date is a text."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(
@@ -28,14 +37,38 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: for a file that does not parse or holds something else; ``OSError`` if it cannot be read.
     """
-    text = Path(path).read_text(encoding="utf-8")
     try:
+        text = Path(path).read_text(encoding="utf-8")
         data = json.loads(text) if str(path).endswith(".json") else yaml.load(text, _Loader)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        _count(data, {})
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: does not parse: it is not UTF-8 (byte {error.start})") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: does not parse: it is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: does not parse: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path}: the top level must be a mapping of keys to values, found {type(data).__name__}")
     return data
+
+
+def _count(value: Any, known: dict[int, int]) -> int:
+    """
+    Values in ``value``, counted as often as aliases repeat them.
+
+    Raises:
+        ValueError: for more than ``MOST_VALUES``, or a key that is not a text; ``RecursionError`` for a circle of aliases.
+    """
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        if isinstance(value, dict) and (wrong := [key for key in value if not isinstance(key, str)]):
+            raise ValueError(f"key {wrong[0]!r} is not a text; put it into quotes")
+        members = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(member, known) for member in members)
+        if known[id(value)] > MOST_VALUES:
+            raise ValueError(f"it has more than {MOST_VALUES:,} values")
+    return known[id(value)]
 
 
 def apply_overrides(data: dict[str, Any], arguments: list[str]) -> dict[str, Any]:
@@ -45,7 +78,7 @@ def apply_overrides(data: dict[str, Any], arguments: list[str]) -> dict[str, Any
     Raises:
         ValueError: for a key without a value, or a section that is not a mapping.
     """
-    result = json.loads(json.dumps(data))
+    result = copy.deepcopy(data)
     queue = list(arguments)
     while queue:
         key, equals, value = queue.pop(0).partition("=")
@@ -60,8 +93,11 @@ def apply_overrides(data: dict[str, Any], arguments: list[str]) -> dict[str, Any
         value = value if equals else queue.pop(0)
         try:
             target[last] = yaml.load(value, _Loader)
-        except yaml.YAMLError as error:
-            raise ValueError(f"--{key[2:]}: {value!r} does not parse: {' '.join(str(error).split())}") from error
+            _count(target[last], {})
+        except RecursionError as error:
+            raise ValueError(f"--{key[2:]}: nested too deeply") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"--{key[2:]}: {_shown(value)} does not parse: {' '.join(str(error).split())}") from error
     return result
 
 
@@ -87,8 +123,21 @@ def validate(model: type[Model], data: dict[str, Any]) -> Model:
         for item in error.errors():
             name = ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(str(item["loc"][-1]), _fields(model, item["loc"][:-1]), n=1)
-                lines.append(f"{name}: unknown key" + (f", did you mean {near[0]!r}?" if near else ""))
+                lines.append(unknown_key(name, _fields(model, item["loc"][:-1])))
+            elif name:
+                lines.append(f"{name}={_shown(item['input'])}: {item['msg']}")
             else:
-                lines.append(f"{name}={item['input']!r}: {item['msg']}")
+                lines.append(item["msg"])
         raise ValueError("; ".join(lines)) from error
+
+
+def unknown_key(name: str, known: list[str]) -> str:
+    """What is wrong with the dotted key ``name``, with the nearest of the ``known`` ones."""
+    near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
+    return f"{name}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: whole where it is short."""
+    text = repr(value) if not isinstance(value, (dict, list)) else reprlib.repr(value)
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."

@@ -10,18 +10,19 @@ from .inputs import batch_size_of
 logger = logging.get_logger(__name__)
 
 
+def reads_text(config: dict) -> bool:
+    """Whether a network of this configuration attends to text states."""
+    has_levels = config.get("cross_attention_levels", True) or config.get("addition_embed_type")
+    return config.get("cross_attention_dim") is not None and bool(has_levels)
+
+
 class ConditioningMixin:
     """Prompts and class labels of a pipeline with ``unet``, ``text_encoder`` and ``tokenizer``."""
 
     @property
     def has_text(self) -> bool:
         """Whether the network attends to a prompt."""
-        config = self.unet.config
-        return config.get("cross_attention_dim") is not None and self._uses_context(config)
-
-    @staticmethod
-    def _uses_context(config) -> bool:
-        return bool(config.get("cross_attention_levels", True) or config.get("addition_embed_type"))
+        return reads_text(self.unet.config)
 
     def encode_prompt(
         self,

@@ -8,6 +8,7 @@ from .evaluation import Evaluator, write_evaluation
 from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
 from .order import StepSampler, StreamSampler
 from .sources import load_training_data
+from .stopping import TrainingStopped
 from .trainer import Trainer
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "StepSampler",
     "StreamSampler",
     "Trainer",
+    "TrainingStopped",
     "brownian_bridge",
     "denoising_loss",
     "edm_weights",

@@ -1,6 +1,5 @@
 """What frozen networks make of the data, computed once and kept in safetensors shards."""
 
-import hashlib
 import json
 import os
 import random
@@ -8,19 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from diffusers.utils import logging
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from ..conditioning import tokenize
 from .data import PictureDataset, annotations, flipped
+from .fingerprints import data_fingerprint, fingerprint, tokenizer_fingerprint
+
+logger = logging.get_logger(__name__)
 
 ROWS_OF_SHARD, ROWS_OF_BATCH = 1024, 16
 
 
 class TensorCache:
     """
-    Rows of a tensor, ``ROWS_OF_SHARD`` in a file; shards that are already there are not computed again.
+    Rows of a tensor, ``ROWS_OF_SHARD`` in a file; shards that are already there, and can be read, are not computed again.
 
     Args:
         folder: of the shards; its name must say what they were made from.
@@ -32,13 +35,21 @@ class TensorCache:
         self.folder, self.length, self._open = folder, length, {}
         folder.mkdir(parents=True, exist_ok=True)
         for number, first in enumerate(range(0, length, ROWS_OF_SHARD)):
-            file = self._file(number)
-            if not file.exists():
-                places = range(first, min(first + ROWS_OF_SHARD, length))
+            file, places = self._file(number), range(first, min(first + ROWS_OF_SHARD, length))
+            if not self._is_whole(file, len(places)):
                 parts = [compute(places[i : i + ROWS_OF_BATCH]).cpu() for i in range(0, len(places), ROWS_OF_BATCH)]
                 partial = file.with_suffix(".partial")
                 save_file({"rows": torch.cat(parts).contiguous()}, partial)
                 os.replace(partial, file)
+
+    def _is_whole(self, file: Path, rows: int) -> bool:
+        if not file.exists():
+            return False
+        try:
+            return safe_open(file, framework="pt").get_slice("rows").get_shape()[0] == rows
+        except SafetensorError as error:
+            logger.warning(f"{file} is damaged ({error}) and is made again")
+            return False
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
@@ -49,7 +60,11 @@ class TensorCache:
     def __getitem__(self, place: int) -> torch.Tensor:
         number, row = divmod(place, ROWS_OF_SHARD)
         if number not in self._open:
-            self._open[number] = safe_open(self._file(number), framework="pt").get_slice("rows")
+            file = self._file(number)
+            try:
+                self._open[number] = safe_open(file, framework="pt").get_slice("rows")
+            except (SafetensorError, OSError) as error:
+                raise OSError(f"cache {file} cannot be read ({error}); the next start makes it again") from error
         return self._open[number][row]
 
     def __getstate__(self) -> dict:
@@ -79,12 +94,8 @@ class CachedPictures(Dataset):
             turned = [p.flip(-1) if place % self.sides else p for p, place in zip(pixels, places)]
             return vae.encode(torch.stack(turned).to(vae.device, vae.dtype)).latent_dist.parameters
 
-        name = fingerprint(vae, self.config.model_dump_json(), dataset.data._fingerprint)
+        name = fingerprint(self.config.model_dump_json(), data_fingerprint(dataset), networks=(vae,))
         self.moments = TensorCache(folder / f"latents-{name}", self.sides * len(dataset), compute)
-
-    def captions(self) -> list[str]:
-        """Those of the pictures."""
-        return self.dataset.captions()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -114,18 +125,10 @@ class CaptionCache:
             ids = tokenize(tokenizer, [unique[place] for place in places]).to(text_encoder.device)
             return text_encoder(ids).last_hidden_state
 
-        name = fingerprint(text_encoder, json.dumps([unique, sorted(tokenizer.get_vocab().items())]))
+        name = fingerprint(json.dumps(unique), tokenizer_fingerprint(tokenizer), networks=(text_encoder,))
         self.places = {text: place for place, text in enumerate(unique)}
         self.states = TensorCache(folder / f"captions-{name}", len(unique), compute)
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         return torch.stack([self.states[self.places[text]] for text in texts])
 
-
-def fingerprint(network: torch.nn.Module, *texts: str) -> str:
-    """16 hexadecimal digits of the weights and of whatever else decides what a cache holds."""
-    digest = hashlib.sha256("\n".join(texts).encode())
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

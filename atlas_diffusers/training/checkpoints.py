@@ -1,7 +1,9 @@
-"""Checkpoints: one safetensors file and one JSON file in a folder that appears complete or not at all."""
+"""Checkpoints: one safetensors file, one JSON file and their hashes in a folder that appears complete or not at all."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 PREFIX = "checkpoint-"
+TENSORS, STATE, HASHES = "state.safetensors", "state.json", "hashes.json"
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict, keep: int) -> Path:
@@ -23,11 +26,13 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary / "state.safetensors")
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary / TENSORS)
     except SafetensorError as error:
         shutil.rmtree(temporary)
         raise OSError(f"checkpoint {final} could not be written: {error}") from error
-    (temporary / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
+    (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=1), encoding="utf-8")
+    hashes = {name: _hash(temporary / name) for name in (TENSORS, STATE)}
+    (temporary / HASHES).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
     for file in temporary.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
@@ -39,8 +44,9 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(folder.glob(f"{PREFIX}*"), key=lambda path: int(path.name.removeprefix(PREFIX)))
+    """Complete checkpoints, oldest first; folders of other names, such as ``checkpoint-best``, are left alone."""
+    found = {path: re.fullmatch(rf"{PREFIX}(\d+)", path.name) for path in folder.glob(f"{PREFIX}*")}
+    return sorted((path for path, match in found.items() if match), key=lambda path: int(found[path][1]))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -53,9 +59,24 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     The tensors and the state of a checkpoint.
 
     Raises:
-        OSError: if a file is missing or damaged, naming it.
+        OSError: if a file is missing, or is not what was written, naming it.
     """
     try:
-        return load_file(path / "state.safetensors"), json.loads((path / "state.json").read_text())
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise OSError(f"checkpoint {path} is damaged: {error}") from error
+        hashes = json.loads((path / HASHES).read_text(encoding="utf-8"))
+        changed = [name for name in (TENSORS, STATE) if _hash(path / name) != hashes[name]]
+    except FileNotFoundError as error:
+        raise OSError(f"checkpoint {path} is damaged: {Path(error.filename).name} is missing") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise OSError(f"checkpoint {path} is damaged: {HASHES} cannot be read ({error})") from error
+    if changed:
+        raise OSError(f"checkpoint {path} is damaged: {' and '.join(changed)} changed since it was written; remove the folder "
+                      "to go on from an older checkpoint")  # fmt: skip
+    return load_file(path / TENSORS), json.loads((path / STATE).read_text(encoding="utf-8"))
+
+
+def _hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as handle:
+        while chunk := handle.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from ..config import DatasetConfig
 
-CAPTIONS_OF_STREAM = 10_000
+CAPTIONS_OF_STREAM, SHOWN = 10_000, 5
 
 
 def decode(picture: dict, index: int | None = None, channels: int = 3) -> Image.Image:
@@ -111,6 +111,21 @@ class PictureDataset(Dataset):
         return texts
 
 
+    def check_labels(self, classes: int) -> None:
+        """Raise ``ValueError``, with the first rows, for labels missing or not below ``classes``; a stream is not read."""
+        c = self.config
+        if c.streaming:
+            return
+        labels = self.data[c.label_column]
+        wrong = [i for i, value in enumerate(labels) if not isinstance(value, int) or not 0 <= value < classes]
+        if wrong:
+            shown = ", ".join(f"row {i} has {self.data[i][c.label_column]!r}" for i in wrong[:SHOWN])
+            raise ValueError(
+                f"dataset.label_column={c.label_column!r}: {len(wrong)} labels are not among 0 to {classes - 1}, which "
+                f"num_class_embeds={classes} has: {shown}"
+            )
+
+
 def flipped(choice: random.Random, config: DatasetConfig) -> bool:
     """Whether an item is mirrored; the first thing that its draw decides."""
     return config.random_flip and choice.random() < 0.5
@@ -119,7 +134,16 @@ def flipped(choice: random.Random, config: DatasetConfig) -> bool:
 def annotations(row: dict, choice: random.Random, config: DatasetConfig) -> dict:
     """``text`` and, with a label column, ``label`` of an item."""
     found = {"text": caption(row, choice, config)}
-    return found | {"label": int(row[config.label_column])} if config.label_column else found
+    return found | {"label": label(row, config)} if config.label_column else found
+
+
+def label(row: dict, config: DatasetConfig) -> int:
+    """The integer label of an item."""
+    value = row[config.label_column]
+    if not isinstance(value, int) or value < 0:
+        name = (row[config.image_column] or {}).get("path") or "a picture"
+        raise ValueError(f"{name} has no label in column {config.label_column!r} (found {value!r}; expected 0, 1, ...)")
+    return value
 
 
 def caption(row: dict, choice: random.Random, config: DatasetConfig) -> str:
@@ -165,6 +189,10 @@ class BridgePairs(Dataset):
     def captions(self) -> list[str]:
         """Those of the target."""
         return self.target.captions()
+
+    def check_labels(self, classes: int) -> None:
+        """Those of the target."""
+        self.target.check_labels(classes)
 
     def __len__(self) -> int:
         return len(self.target)

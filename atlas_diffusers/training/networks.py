@@ -1,5 +1,6 @@
 """What a recipe trains: new networks, or those of a pipeline, and the noise process."""
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +9,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 import atlas_diffusers
 
 from ..conditioning import build_text_encoder, build_tokenizer
-from ..config import TrainingConfig
+from ..config import TrainingConfig, unknown_key
 from ..models import AtlasUNet2DModel
+from ..pipelines.conditioned import reads_text
 from .lora import add_adapters
 
 
@@ -29,8 +31,9 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     In float32; the weights of new ones depend on ``config.seed`` alone.
 
     Raises:
-        ValueError: for a scheduler that does not exist, adapters for modules that do not, arguments of networks out of range,
-            and a resolution or labels that the network cannot take.
+        ValueError: for a scheduler that does not exist, adapters for modules that do not, arguments that networks and
+            schedulers do not have or that are out of range, a resolution or labels that the network cannot take, and captions
+            that it does not read.
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -49,6 +52,7 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     if config.num_resolutions > 1:
         networks.unet.register_to_config(num_resolutions=config.num_resolutions)
     _check_sizes(networks, config)
+    _check_text(networks, config)
     networks.unet.to(memory_format=torch.channels_last)
     return networks
 
@@ -86,6 +90,17 @@ def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
         )
 
 
+def _check_text(networks: Networks, config: TrainingConfig) -> None:
+    takes_text = networks.text_encoder is not None and reads_text(networks.unet.config)
+    if networks.text_encoder is not None and not takes_text:
+        raise ValueError(
+            "the network does not read captions: give model.cross_attention_levels, such as [1], or train without prompts by "
+            "text_encoder: null"
+        )
+    if config.sample_prompts and not takes_text and config.objective != "bridge_matching":
+        raise ValueError(f"sample_prompts={config.sample_prompts}, but the network takes no text")
+
+
 def _new_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     tokenizer = text_encoder = None
     if (t := config.text_encoder) is not None:
@@ -100,7 +115,18 @@ def new_unet(config: TrainingConfig) -> AtlasUNet2DModel:
     arguments = {"sample_size": d.resolution, "in_channels": d.channels, "out_channels": d.channels, **config.model}
     if config.text_encoder is not None:
         arguments.setdefault("cross_attention_dim", config.text_encoder.hidden_size)
-    return AtlasUNet2DModel.from_config(arguments)
+    return _build(AtlasUNet2DModel, arguments, "model")
+
+
+def _build(cls: type, arguments: dict, section: str):
+    """An instance; keys that its constructor does not have, and values of the wrong kind, are a ``ValueError``."""
+    known = list(inspect.signature(cls.__init__).parameters)
+    if unknown := [unknown_key(f"{section}.{key}", known) for key in arguments if key not in known]:
+        raise ValueError("; ".join(unknown))
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{section}: {error}") from error
 
 
 def scheduler_from_dict(config: dict):
@@ -108,4 +134,4 @@ def scheduler_from_dict(config: dict):
     name = config.get("_class_name", "AtlasDDIMScheduler")
     if name not in atlas_diffusers.SCHEDULERS:
         raise ValueError(f"scheduler._class_name={name!r} is unknown; allowed are {atlas_diffusers.SCHEDULERS}")
-    return getattr(atlas_diffusers, name)(**{k: v for k, v in config.items() if k != "_class_name"})
+    return _build(getattr(atlas_diffusers, name), {k: v for k, v in config.items() if not k.startswith("_")}, "scheduler")

@@ -80,6 +80,8 @@ class Objective:
         kept = torch.cat([torch.rand(1, generator=each) for each in own]) >= self.config.caption_dropout
         labels = context = None
         if "label" in batch:
+            if (largest := int(batch["label"].max())) >= self.no_class:
+                raise ValueError(f"label {largest} is not among 0 to {self.no_class - 1} of num_class_embeds={self.no_class}")
             labels = torch.where(kept, batch["label"], self.no_class).to(device, non_blocking=True)
         if self.tokenizer is not None:
             texts = [text if keep else "" for text, keep in zip(batch["text"], kept.tolist())]

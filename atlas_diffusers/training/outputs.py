@@ -60,7 +60,7 @@ def save_result(config: TrainingConfig, parts: Networks, networks: dict[str, tor
         if copies["unet"].dtype != dtype:
             copies["unet"].to(dtype)
         build_pipeline(config, parts, copies).save_pretrained(folder)
-    (folder / "recipe.json").write_text(config.model_dump_json(indent=1) + "\n")
+    (folder / "recipe.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def save_grid(config: TrainingConfig, pipeline, dataset: PictureDataset | BridgePairs, file: Path) -> None:

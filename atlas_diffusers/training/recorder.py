@@ -31,14 +31,14 @@ class Recorder:
         self.logged, self.at = step, perf_counter()
         if self.main:
             kept = [row for row in self.rows() if row["step"] <= step]
-            self.file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            self.file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         if self.trackers:
             accelerator.init_trackers(self.folder.name)
 
     def rows(self) -> list[dict]:
         """What ``metrics.jsonl`` holds; a last line that a kill cut short is left out."""
         rows = []
-        for line in self.file.read_text().splitlines() if self.file.exists() else ():
+        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else ():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
@@ -59,7 +59,7 @@ class Recorder:
         """Append a row, and feed the trackers with its numbers."""
         if not self.main:
             return
-        with open(self.file, "a") as file:
+        with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.trackers:
             self.accelerator.log({k: v for k, v in row.items() if isinstance(v, (int, float))}, step=row["step"])

@@ -1,13 +1,20 @@
 """Train from the command line; what ``training/train.py`` and ``atlas-diffusers train`` run."""
 
 import argparse
+import os
+import signal
 import sys
 
 from ..config import TrainingConfig, apply_overrides, read_recipe, validate
 
 
 def main(description: str = __doc__, defaults: dict | None = None) -> int:
-    """Read a recipe and its overrides, and train; ``defaults`` hold where they say nothing."""
+    """
+    Read a recipe and its overrides, and train; ``defaults`` hold where they say nothing.
+
+    Returns:
+        0; 2 after a mistake; 130 or 143 if SIGINT or SIGTERM stopped the run. Mistakes and stops print one line.
+    """
     parser = argparse.ArgumentParser(
         prog="train.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -21,10 +28,21 @@ def main(description: str = __doc__, defaults: dict | None = None) -> int:
 
         folder = Trainer(config).train()
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        _say(str(error))
         return 2
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") == "0":
+            _say(str(stop) or "stopped; nothing was changed since the last checkpoint")
+        return 128 + getattr(stop, "number", signal.SIGINT)
     print(f"{folder.name}: {folder}")
     return 0
+
+
+def _say(message: str) -> None:
+    if message.startswith("Caught "):
+        # from a process that reads data: the last line has the mistake, after the name of its class
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    print(f"train.py: {' '.join(message.split())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -26,17 +26,22 @@ class Snapshot:
         for i, (name, p) in enumerate(self.parameters.items()):
             tensors |= {f"weight.{name}": p, f"average.{name}": self.ema.shadow_params[i]}
             tensors |= {f"moment.{name}.{key}": value for key, value in moments.get(i, {}).items()}
-        schedule = {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"}
-        return tensors, {"ema_step": self.ema.optimization_step, "lr_scheduler": schedule}
+        still = [name for i, name in enumerate(self.parameters) if i not in moments]
+        steps = {"ema_step": self.ema.optimization_step, "lr_step": self.lr_scheduler.last_epoch}
+        return tensors, {**steps, "without_moments": still}
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
         """
-        Put a snapshot back.
+        Put a snapshot back; the learning rate is the recipe's at the step that the snapshot has.
 
         Raises:
-            ValueError: for weights of another architecture, naming those that differ.
+            ValueError: for weights of another architecture, and moments that are missing, naming them.
         """
         self._check(tensors)
+        moved = {name: p for name, p in self.parameters.items() if name not in state["without_moments"]}
+        wanted = [f"moment.{name}.{key}" for name in moved for key in ("step", *MOMENTS)]
+        if missing := [key for key in wanted if key not in tensors]:
+            raise ValueError(f"it lacks {_some(missing)}")
         for average, (name, p) in zip(self.ema.shadow_params, self.parameters.items()):
             p.data.copy_(tensors[f"weight.{name}"])
             average.copy_(tensors[f"average.{name}"])
@@ -46,12 +51,14 @@ class Snapshot:
             # the fused update runs over raw memory: moments need the layout of their weight
             | {key: torch.empty_like(p).copy_(tensors[f"moment.{name}.{key}"]) for key in MOMENTS}
             for i, (name, p) in enumerate(self.parameters.items())
-            if f"moment.{name}.step" in tensors  # a weight without gradients so far has none
+            if name in moved
         }
         self.optimizer.load_state_dict(optimizer)
         self.ema.optimization_step = state["ema_step"]
-        self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **state["lr_scheduler"]})
-        for group, rate in zip(self.optimizer.param_groups, state["lr_scheduler"]["_last_lr"]):
+        schedule, step = self.lr_scheduler, state["lr_step"]
+        rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas)]
+        schedule.load_state_dict({**schedule.state_dict(), "last_epoch": step, "_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate
 
     def _check(self, tensors: dict[str, torch.Tensor]) -> None:

@@ -1,8 +1,10 @@
 """One training run: networks, noise, optimiser and the loop, on top of Accelerate."""
 
 import math
+import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,18 +13,25 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedType, InitProcessGroupKwargs, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from diffusers.utils import logging
 from torch.utils.data import DataLoader
 
 from ..config import TrainingConfig
 from .caching import CachedPictures, CaptionCache
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .evaluation import Evaluator, write_evaluation
+from .fingerprints import data_fingerprint, fingerprint, tokenizer_fingerprint
+from .locking import RunLock
 from .networks import build_networks
 from .objectives import OBJECTIVES
 from .order import SEED_STRIDE, StepSampler, StreamSampler
 from .outputs import build_evaluator, build_pipeline, load_pictures, save_grid, save_result
 from .recorder import Recorder
+from .resuming import compare_origins, origin
 from .snapshot import Snapshot
+from .stopping import StopRequest, TrainingStopped, leave_signals_alone
+
+logger = logging.get_logger(__name__)
 
 SPLIT = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -55,8 +64,14 @@ class Trainer:
             raise ValueError(f"{kind}: weights split over processes are not supported; every process must hold the network")
         if missing := set(config.trackers) - {"all"} - {str(tracker) for tracker in self.accelerator.log_with}:
             raise ValueError(f"trackers={sorted(missing)}: their packages are not installed")
+        if (started := int(os.environ.get("WORLD_SIZE", 1))) != self.accelerator.num_processes:
+            raise ValueError(
+                f"{started} processes were started that do not know of each other; without GPUs set ACCELERATE_USE_CPU=true"
+            )
         self.folder = Path(config.output_dir)
-        self.dataset = load_pictures(config, config.dataset)
+        self.lock = RunLock(self.folder)
+        self.lock.check()
+        self.dataset = self.pictures = load_pictures(config, config.dataset)
         if config.epochs is not None:
             pictures = config.epochs * len(self.dataset)
             steps = math.ceil(pictures / (config.batch_size * self.accelerator.num_processes))
@@ -64,10 +79,13 @@ class Trainer:
         self.config = config
         from_scratch = config.init_from is None and config.text_encoder is not None
         self.parts = build_networks(config, self.dataset.captions() if from_scratch else [])
+        if config.dataset.label_column is not None:
+            self.dataset.check_labels(self.parts.unet.config.num_class_embeds)
         modules = {"unet": self.parts.unet, "text_encoder": self.parts.text_encoder}
         self.networks = {name: module for name, module in modules.items() if module is not None}
         self._build_optimizer()
         self.objective = OBJECTIVES[config.objective](config, self.accelerator, self.parts, self.wrapped, self._caches())
+        self.origin = self._origin()
         self.step, self.skipped, self.streams = 0, 0, None
         if (checkpoint := latest_checkpoint(self.folder)) is not None:
             if not config.resume:
@@ -95,6 +113,15 @@ class Trainer:
             self.parts.vae.to(device)
         self.trained, self.snapshot = list(trained), Snapshot(named, self.ema, self.optimizer, self.lr_scheduler)
 
+    def _origin(self) -> dict:
+        """What tells this run from another: the recipe, the processes, and what it reads that the recipe only names."""
+        parts = self.parts
+        every = tuple(network for network in (parts.unet, parts.text_encoder, parts.vae) if network is not None)
+        contents = {"data": data_fingerprint(self.pictures), "frozen": fingerprint(networks=every, frozen_only=True)}
+        if parts.tokenizer is not None:
+            contents["tokenizer"] = tokenizer_fingerprint(parts.tokenizer)
+        return origin(self.config.model_dump(mode="json"), self.accelerator.num_processes, contents)
+
     def _caches(self) -> CaptionCache | None:
         """Replace pictures by cached latents, and return cached captions, where the recipe says so."""
         c, parts, captions = self.config, self.parts, None
@@ -102,21 +129,33 @@ class Trainer:
             if c.cache_latents and parts.vae is not None:
                 self.dataset = CachedPictures(self.dataset, parts.vae, self.folder / "cache")
             if c.cache_text_embeddings and parts.text_encoder is not None:
-                texts = self.dataset.captions()
+                texts = self.pictures.captions()
                 captions = CaptionCache(texts, parts.tokenizer, parts.text_encoder, self.folder / "cache")
         return captions
 
     # ------------------------------------------------------------------ loop
 
     def train(self) -> Path:
-        """Run to ``max_steps``, save the pipeline (or the adapters) and return its folder."""
+        """
+        Run to ``max_steps``, save the pipeline (or the adapters) and return its folder.
+
+        Raises:
+            TrainingStopped: after SIGINT or SIGTERM, once the step is done and a checkpoint written.
+            ValueError: if another process trains into the same folder.
+        """
         c, main = self.config, self.accelerator.is_main_process
         self.folder.mkdir(parents=True, exist_ok=True)
-        if main:
-            (self.folder / "recipe.json").write_text(c.model_dump_json(indent=1))
-        evaluator = build_evaluator(c) if main and c.eval_interval else None
-        with Recorder(c, self.accelerator, self.step) as recorder:
-            self._run(recorder, evaluator)
+        with ExitStack() as stack:
+            if main:
+                stack.enter_context(self.lock)
+                (self.folder / "recipe.json").write_text(c.model_dump_json(indent=1), encoding="utf-8")
+            evaluator = build_evaluator(c) if main and c.eval_interval else None
+            recorder = stack.enter_context(Recorder(c, self.accelerator, self.step))
+            self._run(recorder, evaluator, stack.enter_context(StopRequest()))
+            return self._finish(recorder)
+
+    def _finish(self, recorder: Recorder) -> Path:
+        c, main = self.config, self.accelerator.is_main_process
         recorder.finish()
         result = self.folder / ("pipeline" if c.lora is None else "lora")
         if main:
@@ -125,13 +164,14 @@ class Trainer:
         self.accelerator.end_training()
         return result
 
-    def _run(self, recorder: Recorder, evaluator: Evaluator | None) -> None:
-        c, batches, running = self.config, iter(self._loader()), []
+    def _run(self, recorder: Recorder, evaluator: Evaluator | None, request: StopRequest) -> None:
+        c, batches, running, asked = self.config, iter(self._loader()), [], None
         while self.step < c.max_steps:
             running.append(self._optimizer_step(batches))
             self.step += 1
             recorder.bar.update()
-            saving = self.step % c.checkpoint_interval == 0 or self.step == c.max_steps
+            stopping, asked = self._stopping(request, asked)
+            saving = stopping or self.step % c.checkpoint_interval == 0 or self.step == c.max_steps
             if self.step % c.log_interval == 0:
                 self._log(recorder, self._mean_loss(running))
                 running.clear()
@@ -139,12 +179,33 @@ class Trainer:
                 self._mean_loss(running)
             if saving:
                 self.save_checkpoint()
+            if stopping and self.step < c.max_steps:
+                self._stop(request)
             if c.sample_interval and self.step % c.sample_interval == 0 and self.accelerator.is_main_process:
                 with self.averaged() as networks:
                     pipeline = build_pipeline(c, self.parts, networks)
                     save_grid(c, pipeline, self.dataset, self.folder / f"sample-{self.step:06d}.png")
             if evaluator is not None and self.step % c.eval_interval == 0:
                 self._evaluate(evaluator, recorder)
+
+    def _stopping(self, request: StopRequest, asked: torch.Tensor | None) -> tuple[bool, torch.Tensor | None]:
+        """
+        Whether to stop after this step, and what to ask after the next one.
+
+        Several processes stop after the same step: they add up who was asked, and read the sum a step later, when it is there.
+        """
+        if self.accelerator.num_processes == 1:
+            return request.number is not None, None
+        own = torch.tensor(float(request.number is not None), device=self.accelerator.device)
+        return asked is not None and bool(asked.item()), self.accelerator.reduce(own, "sum")
+
+    def _stop(self, request: StopRequest) -> None:
+        number = request.number or signal.SIGTERM
+        raise TrainingStopped(
+            number,
+            f"stopped by {signal.Signals(number).name} after step {self.step} of {self.config.max_steps}; the same command "
+            f"goes on from {latest_checkpoint(self.folder)}",
+        )
 
     def _loader(self) -> DataLoader:
         c, accelerator = self.config, self.accelerator
@@ -159,6 +220,7 @@ class Trainer:
             self.dataset,
             batch_sampler=self.sampler,
             num_workers=c.dataset.num_workers,
+            worker_init_fn=leave_signals_alone,
             pin_memory=accelerator.device.type == "cuda",
             # a generator of its own: without one DataLoader draws from the global random state
             generator=torch.Generator().manual_seed(c.seed),
@@ -213,7 +275,7 @@ class Trainer:
             streams = gather_object([self.sampler.state(self.step * self.accumulation)])
         if self.accelerator.is_main_process:
             tensors, state = self.snapshot.take()
-            state |= {"streams": streams, "skipped": skipped, "scaler": scaler and scaler.state_dict()}
+            state |= {"streams": streams, "skipped": skipped, "scaler": scaler and scaler.state_dict(), "origin": self.origin}
             save_checkpoint(self.folder, self.step, tensors, state, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
@@ -221,8 +283,11 @@ class Trainer:
         tensors, state = load_checkpoint(path)
         try:
             self.snapshot.restore(tensors, state)
+            changes = compare_origins(state["origin"], self.origin)
         except ValueError as error:
             raise ValueError(f"checkpoint {path} does not fit this recipe: {error}") from error
+        if changes and self.accelerator.is_main_process:
+            logger.warning(f"going on from {path} with changes that hold from here on: {'; '.join(changes)}")
         self.step, self.streams = state["step"], state["streams"]
         self.skipped = state["skipped"] if self.accelerator.is_main_process else 0
         if self.accelerator.scaler is not None and state["scaler"]:

@@ -1,15 +1,18 @@
 """compare, train, config, profiles and check-hardware: what they print, and status 2 with one line on bad input."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from atlas_diffusers.cli import main
-from atlas_diffusers.cli import train as train_command
+from atlas_diffusers.cli import launching, main
 from atlas_diffusers.config import list_presets
 from atlas_diffusers.config.reference import MODELS, reference
 from atlas_diffusers.system import AdvancedDiffusionSystem, NoiseSchedulerConfig, SamplingMethod
@@ -36,22 +39,46 @@ def test_compare_draws_every_pipeline(tmp_path, capsys):
     assert [line.split(":")[0] for line in lines(capsys)[:-1]] == [method.value for method in SamplingMethod]
 
 
-def test_train_calls_accelerate(tmp_path, monkeypatch, capsys):
-    calls = []
-
-    class Done:
-        returncode = 0
-
-    monkeypatch.setattr(train_command.subprocess, "run", lambda command: (calls.append(command), Done())[1])
+def test_train_runs_the_script_as_accelerate_is_set_up(tmp_path, monkeypatch, capsys):
+    calls, statuses = [], [0, 2, -9]
+    monkeypatch.setattr(launching, "_one", lambda *given: (calls.append(given), statuses.pop(0))[1])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("output_dir: out\n")
     assert main(["train", str(recipe), "--max_steps", "3"]) == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "-m", "atlas_diffusers.training.script"]
-    assert calls == [[*launch, "--config", str(recipe), "--max_steps", "3"]]
-    Done.returncode = 1
+    script = [sys.executable, "-m", "atlas_diffusers.training.script"]
+    assert calls[0][0] == [*script, "--config", str(recipe), "--max_steps", "3"]
+    assert calls[0][1]["ACCELERATE_MIXED_PRECISION"] == "no"
     assert main(["train", str(recipe)]) == 2
     assert main(["train", str(recipe), "--max_step", "3"]) == 2
     assert "did you mean 'max_steps'?" in capsys.readouterr().err and len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "program, status",
+    [
+        ("sys.exit(0)", 0),
+        ("sys.exit(3)", 3),
+        ("os.kill(os.getpid(), 9)", 137),
+        ("os.kill(os.getppid(), 15); signal.sigwait([15])", 143),
+    ],
+    ids=["success", "mistake", "killed", "the command is asked to stop"],
+)
+def test_the_exit_status_of_the_script_is_kept(program, status):
+    before = signal.getsignal(signal.SIGTERM)
+    assert launching._one([sys.executable, "-c", f"import os, signal, sys; {program}"], dict(os.environ)) == status
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_exit_status_of_several_processes_is_that_of_the_first_failure():
+    failures = {1: ProcessFailure(local_rank=1, pid=1, exitcode=2, error_file="none")}
+
+    def launcher(options):
+        if options is not None:
+            raise options
+
+    assert launching._several(launcher, None) == 0
+    assert launching._several(launcher, ChildFailedError("script", failures)) == 2
+    assert launching._several(launcher, SignalException("asked", signal.SIGTERM)) == 143
 
 
 def test_validate(tmp_path, capsys):

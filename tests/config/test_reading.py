@@ -164,3 +164,49 @@ def test_the_emoji_recipe():
     assert config.dataset.categories == ["Smileys & Emotion", "Animals & Nature", "Food & Drink"]
     assert config.dataset.split == "train" and config.learning_rate == 1.5e-3
     assert config.scheduler["prediction_type"] == "v_prediction"
+
+
+def test_a_date_is_a_text(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("output_dir: 2024-01-01\nmodel: {note: 2001-12-14t21:59:43.10-05:00}\n")
+    data = apply_overrides(read_mapping(tmp_path / "recipe.yaml"), ["--init_from", "2024-02-03"])
+    assert data == {"output_dir": "2024-01-01", "model": {"note": "2001-12-14t21:59:43.10-05:00"}, "init_from": "2024-02-03"}
+    assert validate(TrainingConfig, {**data, "model": {}}).output_dir == "2024-01-01"
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("deep.yaml", "a: " + "[" * 5000, "nested too deeply"),
+        ("deep.json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+        ("circle.yaml", "a: &a [*a]\n", "nested too deeply"),
+        ("bomb.yaml", BOMB, "it has more than 100,000 values"),
+        ("key.yaml", "dataset: {1: x}\n", "key 1 is not a text"),
+        ("latin.yaml", "output_dir: größe\n".encode("latin-1"), "it is not UTF-8"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 12 else "",
+)
+def test_hostile_files_are_one_short_line(tmp_path, name, text, message):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"{name}: does not parse: .*{message}") as error:
+        read_mapping(tmp_path / name)
+    assert len(str(error.value)) < 200 + len(str(tmp_path))
+
+
+def test_hostile_overrides_are_one_short_line():
+    for value in ("[" * 5000, "&a [*a]"):
+        with pytest.raises(ValueError, match="--model.x: nested too deeply"):
+            apply_overrides({}, ["--model.x", value])
+
+
+def test_no_message_dumps_the_recipe():
+    data = {"output_dir": "out", "sample_prompts": ["word"] * 500, "batch_size": 32, "micro_batch_size": 12}
+    data["trackers"] = {"a": "b" * 900}
+    with pytest.raises(ValueError) as error:
+        validate(TrainingConfig, data)
+    assert len(str(error.value)) < 300 and "trackers=" in str(error.value)
+    with pytest.raises(ValueError) as error:
+        validate(TrainingConfig, {**data, "trackers": []})
+    assert str(error.value) == "Value error, micro_batch_size=12 does not divide batch_size=32"

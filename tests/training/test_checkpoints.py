@@ -91,7 +91,7 @@ def test_a_leftover_partial_folder_is_ignored_and_overwritten(tmp_path):
     (partial / "stray").write_bytes(b"left behind")
     assert latest_checkpoint(tmp_path) is None
     path = save_checkpoint(tmp_path, 8, tensors(), {}, keep=1)
-    assert names(tmp_path) == ["checkpoint-8"] and names(path) == ["state.json", "state.safetensors"]
+    assert names(tmp_path) == ["checkpoint-8"] and names(path) == ["hashes.json", "state.json", "state.safetensors"]
     assert load_checkpoint(path)[1] == {"step": 8}
 
 
@@ -113,3 +113,24 @@ def test_files_are_safetensors_and_json(tmp_path):
     assert json.loads((path / "state.json").read_text()) == {"rate": 1.0, "step": 4}
     header = (path / "state.safetensors").read_bytes()
     assert json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["scalar"]["dtype"] == "F32"
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "hashes.json"])
+def test_one_flipped_bit_is_noticed_wherever_it_is(tmp_path, file):
+    path = save_checkpoint(tmp_path, 4, tensors(), {"rate": 1.0}, keep=1)
+    good = (path / file).read_bytes()
+    for place in range(0, len(good), max(1, len(good) // 40)):
+        (path / file).write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        with pytest.raises(OSError, match=rf"checkpoint-4 is damaged: .*{'.' if file == 'hashes.json' else file}"):
+            load_checkpoint(path)
+    (path / file).write_bytes(good)
+    assert load_checkpoint(path)[1]["rate"] == 1.0
+
+
+def test_folders_of_other_names_are_left_alone(tmp_path):
+    for name in ("checkpoint-best", "checkpoint-4-old", "checkpoint-"):
+        (tmp_path / name).mkdir()
+    for step in (4, 8):
+        save_checkpoint(tmp_path, step, tensors(), {}, keep=1)
+    assert latest_checkpoint(tmp_path).name == "checkpoint-8"
+    assert names(tmp_path) == ["checkpoint-", "checkpoint-4-old", "checkpoint-8", "checkpoint-best"]

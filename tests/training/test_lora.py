@@ -134,3 +134,25 @@ def test_bad_input_is_named(start, tmp_path, changes, message):
 def test_adapters_need_a_pipeline_to_adapt(tmp_path):
     with pytest.raises(ValueError, match="lora needs init_from"):
         validate(TrainingConfig, {"output_dir": str(tmp_path), "lora": {}})
+
+
+def test_alpha_over_rank_scales_the_adapters(start, tmp_path):
+    """The same adapters with four times the α move the output four times as far from the pipeline's own, to first order."""
+    outputs = {}
+    for alpha in (None, 0.002, 0.008):
+        lora = {"rank": 2, "target_modules": ["to_q", "to_v"]} | ({"alpha": alpha} if alpha else {})
+        run = build(tmp_path / str(alpha), start, lora=lora)
+        unet = run.parts.unet.double().eval()
+        for number, (name, p) in enumerate(unet.named_parameters()):
+            if "lora_B" in name:
+                p.data.copy_(torch.randn(p.shape, generator=seeded(number)))
+        with torch.no_grad():
+            states = torch.randn(1, 8, 16, generator=seeded(2)).double()
+            outputs[alpha] = unet(torch.randn(1, 3, 8, 8, generator=seeded()).double(), 500, states).sample
+            if alpha is None:
+                unet.disable_adapters()
+                outputs["own"] = unet(torch.randn(1, 3, 8, 8, generator=seeded()).double(), 500, states).sample
+    shifts = {alpha: outputs[alpha] - outputs["own"] for alpha in (None, 0.002, 0.008)}
+    assert shifts[0.002].norm() > 1e-6
+    torch.testing.assert_close(shifts[0.008], 4 * shifts[0.002], rtol=0.05, atol=0.02 * shifts[0.008].abs().max().item())
+    assert shifts[None].norm() > 50 * shifts[0.002].norm(), "by default α is the rank"

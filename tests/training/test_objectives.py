@@ -344,3 +344,101 @@ def test_epochs_are_passes_over_the_data(tmp_path):
     assert validate(TrainingConfig, run.config.model_dump()) == run.config
     with pytest.raises(ValueError, match="give epochs=2 or max_steps=8, not both"):
         build(tmp_path, epochs=2)
+
+
+# ---------------------------------------------------------------------- weights, labels, and what a cache depends on
+
+
+@pytest.mark.parametrize(
+    "changes, weight",
+    [
+        ({"min_snr_gamma": 5.0}, lambda snr: min(snr, 5.0)),
+        ({"min_snr_gamma": None, "p2_gamma": 0.7}, lambda snr: snr / (1 + snr) ** 0.7),
+        ({"min_snr_gamma": None, "edm_sigma_data": 0.5}, lambda snr: snr + 1 / 0.5**2),
+    ],
+    ids=["min-SNR", "P2", "EDM"],
+)
+def test_the_recipe_chooses_the_weights(tmp_path, monkeypatch, changes, weight):
+    """Each weighs the squared error of the data that the network implies, here that of a network which says nothing."""
+    run = build(tmp_path, **changes)
+    monkeypatch.setattr(run.objective, "_predict", lambda sample, *rest: torch.zeros_like(sample))
+    batch = batch_of(run, 4)
+    noises = [torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(int(draw))) for draw in batch["draw"]]
+    timesteps = torch.tensor([60, 300, 600, 900])
+    monkeypatch.setattr(run.objective, "_timesteps", lambda *rest: timesteps)
+    expected = []
+    for x0, noise, t in zip(batch["pixels"].double(), noises, timesteps):
+        alpha, sigma = (float(level) for level in run.parts.scheduler.levels_at(t[None], like=torch.empty(0)))
+        found = alpha * (alpha * x0 + sigma * noise.double())  # v = 0 says x_0 = α x
+        expected.append(weight(alpha**2 / sigma**2) * (x0 - found).square().mean())
+    loss = run.objective(batch, seeded())
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+
+
+def test_labels_that_are_missing_or_too_large_are_named_before_the_first_step(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"label_column='label': \d+ labels are not among 0 to 6, .*: row \d+ has [789]"):
+        build(tmp_path, **digits(model={**PLAIN["model"], "num_class_embeds": 7, "patch_size": 1, "attention_levels": []}))
+    run = build(tmp_path, **digits())
+    rows = {**run.dataset.data[:3], "label": [3, None, 4]}
+    damaged = PictureDataset(Dataset.from_dict(rows, features=run.dataset.data.features), run.config.dataset)
+    with pytest.raises(ValueError, match="1 labels are not among 0 to 9, .*: row 1 has None"):
+        damaged.check_labels(10)
+    with pytest.raises(ValueError, match=r"has no label in column 'label' \(found None; expected 0, 1, ...\)"):
+        damaged[1, 0]
+    batch = batch_of(run, 3)
+    batch["label"][1] = 10
+    with pytest.raises(ValueError, match="label 10 is not among 0 to 9"):
+        run.objective(batch, seeded())
+
+
+def test_cached_captions_depend_on_the_vocabulary(tmp_path):
+    pipeline = build_stock_pipeline("text2img")
+    texts = ["red heart", "frog"]
+    first = CaptionCache(texts, pipeline.tokenizer, pipeline.text_encoder, tmp_path)(["frog"])
+    ids = pipeline.tokenizer.get_vocab()
+    swapped = dict(ids) | {word: ids[other] for word, other in (("a</w>", "b</w>"), ("b</w>", "a</w>"))}
+
+    class Other:
+        def __init__(self):
+            self.model_max_length = pipeline.tokenizer.model_max_length
+
+        def get_vocab(self):
+            return swapped
+
+        def __call__(self, batch, **options):
+            found = pipeline.tokenizer(batch, **options)
+            return type(found)({name: value.flip(-1) if name == "input_ids" else value for name, value in found.items()})
+
+    second = CaptionCache(texts, Other(), pipeline.text_encoder, tmp_path)(["frog"])
+    assert len(list(tmp_path.iterdir())) == 2 and (first - second).abs().max() > 1e-3
+
+
+def test_cached_latents_depend_on_the_pictures(tmp_path, latent_pipeline):
+    first = adapt(tmp_path, latent_pipeline, cache_latents=True)
+    plain = first.pictures
+    turned = PictureDataset(plain.data.select([1, 0, *range(2, len(plain))]), plain.config)
+    second = CachedPictures(turned, first.parts.vae, tmp_path / "cache")
+    third = CachedPictures(PictureDataset(plain.data, plain.config), first.parts.vae, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert torch.equal(second[0, 3]["moments"], first.dataset[1, 3]["moments"])
+    assert torch.equal(third[0, 3]["moments"], first.dataset[0, 3]["moments"])
+
+
+def test_a_damaged_shard_is_made_again_and_named_while_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("atlas_diffusers.training.caching.ROWS_OF_SHARD", 4)
+    warnings = []
+    monkeypatch.setattr("atlas_diffusers.training.caching.logger.warning", warnings.append)
+
+    def compute(places):
+        return torch.tensor([[place, -place] for place in places])
+
+    file = tmp_path / "00001.safetensors"
+    cache = TensorCache(tmp_path, 8, compute)
+    whole = file.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"\xff" * 60):
+        file.write_bytes(damaged)
+        with pytest.raises(OSError, match="00001.safetensors cannot be read"):
+            TensorCache.__getitem__(cache, 5)
+        assert TensorCache(tmp_path, 8, compute)[5].tolist() == [5, -5]
+    assert len(warnings) == 3 and all("00001.safetensors is damaged" in text for text in warnings)
+    assert TensorCache(tmp_path, 7, compute)[6].tolist() == [6, -6], "a shard of another length is made again"

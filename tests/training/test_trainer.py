@@ -519,3 +519,71 @@ def test_weights_split_over_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "SPLIT", (trainer.DistributedType.NO,))
     with pytest.raises(ValueError, match="every process must hold the network"):
         build(tmp_path)
+
+
+# ---------------------------------------------------------------------- what is wrong before the first step
+
+NO_TEXT = {"cross_attention_levels": [], "addition_embed_type": None}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model": {"base_chanels": 8}}, "model.base_chanels: unknown key, did you mean 'base_channels'?"),
+        ({"model": {"base_channels": "wide"}}, "model: "),
+        ({"scheduler": {"bogus": 1}}, "scheduler.bogus: unknown key"),
+        ({"scheduler": {"beta_shedule": "cosine"}}, "scheduler.beta_shedule: unknown key, did you mean 'beta_schedule'?"),
+        ({"model": NO_TEXT}, "the network does not read captions: give model."),
+        ({"model": NO_TEXT, "text_encoder": None, "sample_prompts": ["ball"]}, "sample_prompts=['ball'], but"),
+    ],
+    ids=["model key", "model value", "scheduler key", "near key", "captions unread", "prompts unread"],
+)  # fmt: skip
+def test_mistakes_are_found_before_the_first_step(tmp_path, changes, message):
+    with pytest.raises(ValueError) as error:
+        build(tmp_path, **changes)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path):
+    """In a process whose preferred encoding is ASCII."""
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump(recipe(tmp_path / "run", max_steps=1, sample_prompts=["漢字"]), allow_unicode=True), encoding="utf-8"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, str(ROOT / "training" / "train.py"), "--config", str(tmp_path / "recipe.yaml")]
+    result = subprocess.run(command, env=environment, capture_output=True, timeout=150)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for file in (tmp_path / "run" / "recipe.json", tmp_path / "run" / "pipeline" / "recipe.json"):
+        assert json.loads(file.read_bytes().decode("utf-8"))["sample_prompts"] == ["漢字"]
+
+
+def test_dropout_differs_between_processes_that_have_the_same_pictures(tmp_path, monkeypatch):
+    """The same batch in the place of either of two processes: without dropout the same gradient, with it another."""
+
+    def moments(rank, dropout):
+        run = build(tmp_path / f"{rank}-{dropout}", max_steps=1, model={"dropout": dropout})
+        batch = torch.utils.data.default_collate([run.dataset[i, i] for i in range(8)])
+        with monkeypatch.context() as patch:
+            patch.setattr(type(run.accelerator), "num_processes", 2)
+            patch.setattr(type(run.accelerator), "process_index", rank)
+            patch.setattr(objectives.Objective, "_timesteps", lambda self, count, generator: torch.arange(count) * 100)
+            run._optimizer_step(iter([batch]))
+        return torch.cat([run.optimizer.state_dict()["state"][i]["exp_avg"].flatten() for i in range(len(run.parameters))])
+
+    first, second = (moments(rank, 0.5) for rank in (0, 1))
+    assert (first - second).norm() > 0.1 * first.norm()
+    plain = [moments(rank, 0.0) for rank in (0, 1)]
+    assert torch.equal(*plain) and plain[0].norm() > 0
+
+
+def test_networks_train_on_after_a_sample_grid(tmp_path, monkeypatch):
+    """Dropout is off in the grid and on again afterwards: the modes are what they were."""
+    run = build(tmp_path, model={"dropout": 0.2})
+    before = {name: module.training for name, module in run.parts.unet.named_modules()}
+    with run.averaged() as trained:
+        assert not any(module.training for network in trained.values() for module in network.modules())
+    assert {name: module.training for name, module in run.parts.unet.named_modules()} == before and all(before.values())
+    assert run.parts.text_encoder.training
+    build(tmp_path / "grids", max_steps=3, sample_interval=1, sample_steps=1, model={"dropout": 0.2}).train()
+    build(tmp_path / "none", max_steps=3, model={"dropout": 0.2}).train()
+    assert_same_checkpoints(tmp_path / "grids", tmp_path / "none")

@@ -1,0 +1,60 @@
+"""The training script as a child of this process, by Accelerate's settings; its exit status is kept."""
+
+import signal
+import subprocess
+import types
+
+SCRIPT = "atlas_diffusers.training.script"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def launch(arguments: list[str]) -> int:
+    """
+    Run the training script with ``arguments`` as `accelerate config` set it up, on one process or several.
+
+    SIGINT and SIGTERM reach the script, which ends calmly; nothing of Accelerate's or torchrun's is printed after it.
+
+    Returns:
+        The exit status of the script, or 128 and the signal that ended it.
+    """
+    from accelerate.commands import launch as accelerate
+
+    options = accelerate.launch_command_parser().parse_args(["-m", SCRIPT, *arguments])
+    options, *_ = accelerate._validate_launch_command(options)
+    if options.multi_gpu or options.use_deepspeed or options.use_fsdp or options.use_megatron_lm:
+        return _several(accelerate.multi_gpu_launcher, options)
+    return _one(*accelerate.prepare_simple_launcher_cmd_env(options))
+
+
+def _one(command: list[str], environment: dict[str, str]) -> int:
+    """In a session of its own: a terminal's Ctrl-C comes here only, and is passed on once."""
+    process = None
+
+    def forward(number: int, frame: types.FrameType | None) -> None:
+        if process is None:
+            raise KeyboardInterrupt
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return status if status >= 0 else 128 - status
+
+
+def _several(launcher, options) -> int:
+    """torchrun starts the processes, passes signals on, and reports the first one that failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launcher(options)
+    except SignalException as stop:
+        return 128 + stop.sigval
+    except ChildFailedError as failure:
+        status = failure.get_first_failure()[1].exitcode
+        return status if status >= 0 else 128 - status
+    return 0
