@@ -47,6 +47,7 @@ class AdvancedHierarchicalDiffusionSampler:
         if self.kernel_config.kernel_type != "gaussian":
             raise ValueError(f"kernel_type={self.kernel_config.kernel_type!r}; the bridge's kernel is gaussian")
         self.is_network = "sample_size" in getattr(score_model, "config", {})
+        self.dtype = torch.promote_types(getattr(score_model, "dtype", torch.float32), torch.float32)
 
     @torch.no_grad()
     def sample(
@@ -88,7 +89,7 @@ class AdvancedHierarchicalDiffusionSampler:
             sigmas = [self._sigma_hat(t) / 2**halvings for t in times[begin : end + 1]]
             ends = [*times[begin + 1 : end + 1], 0.0][: end - begin]
             if x is None:
-                x = sigmas[0] * randn_tensor((*shape[:2], *size), generator, self.device, torch.float32)
+                x = sigmas[0] * randn_tensor((*shape[:2], *size), generator, self.device, self.dtype)
             else:
                 x = lift(x, sigmas[0], generator)
             flow, last = _Multistep(), end == len(times)

@@ -104,7 +104,8 @@ class ReferencesMixin:
 
         def pooled(texts: list[str]) -> torch.Tensor:
             ids = tokenize(self.tokenizer, texts).to(self.text_encoder.device)
-            return torch.nn.functional.normalize(self.text_encoder(ids).pooler_output.float(), dim=-1)
+            states = self.text_encoder(ids).pooler_output
+            return torch.nn.functional.normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1)
 
         known = torch.cat([pooled(captions[i : i + 256]) for i in range(0, len(captions), 256)])
         return (pooled(prompts) @ known.T / temperature).softmax(-1)
@@ -123,7 +124,7 @@ class ReferencesMixin:
             raise ValueError(f"the bridge needs a network with as many channels out as in, got {channels[1]} and {channels[0]}")
         config = bridge if isinstance(bridge, BridgeConfig) else validate(BridgeConfig, dict(bridge or {}))
         found = self._read_references(stored if references is None else references, weights, height, width)
-        values = found.values.to(self._execution_device, torch.float32)
+        values = found.values.to(self._execution_device, torch.promote_types(self.unet.dtype, torch.float32))
         options = {name: getattr(config, name) for name in ("epsilon", "rho", "tolerance", "max_iterations", "solver_type")}
         if prompt is None or found.captions is None or self.text_encoder is None:
             solver = SchrodingerBridgeSolver(values, found.weights, **options)
