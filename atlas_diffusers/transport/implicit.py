@@ -22,7 +22,7 @@ def attach(
         df/dθ = (1 − ∂T/∂f)⁻¹ ∂T/∂θ
 
     One differentiable iteration from the solution gives ∂T/∂θ; a hook solves the transposed linear system when a gradient
-    arrives. Luise et al. 2018 (arXiv 1805.11897), Eisenberger et al. 2022 (arXiv 2205.06688). The dense plan is held.
+    arrives. Luise et al. 2018 (arXiv 1805.11897), Eisenberger et al. 2022 (arXiv 2205.06688).
 
     Args:
         cost: built from tensors that may require gradients.
@@ -34,14 +34,13 @@ def attach(
     damping = [1.0 if penalty == math.inf else 1 / (1 + epsilon / penalty) for penalty in rho]
     log_a, log_b = log_weights(a), log_weights(b)
     phi = (f / epsilon).detach()
-    psi = -damping[1] * cost.log_columns(phi + log_a)
-    image = -damping[0] * cost.log_rows(psi + log_b)
+    full_psi = -cost.log_columns(phi + log_a)
+    psi = damping[1] * full_psi
+    full_phi = -cost.log_rows(psi + log_b)
+    image = damping[0] * full_phi
+    factor, balanced = damping[0] * damping[1], rho == (math.inf, math.inf)
     with torch.no_grad():
-        exponents = torch.cat([block for _, block in cost.blocks(phi, psi)], -2).double()
-        rows = (exponents + log_b[:, None]).softmax(-1)
-        columns = (exponents + log_a[..., None]).softmax(-2)
-        balanced = rho == (math.inf, math.inf)
-        factor = damping[0] * damping[1]
+        columns, rows = _Shares(cost, phi + log_a, full_psi), _Shares(cost, full_phi, psi + log_b)
 
     def solve(gradient: torch.Tensor) -> torch.Tensor:
         """``w = gradient + (∂T/∂f)ᵀ w``."""
@@ -51,8 +50,7 @@ def attach(
             mixing, w = AndersonMixing(), gradient
             scale = gradient.abs().amax(-1).clamp(min=TINY)
             for _ in range(MAX_ITERATIONS):
-                transposed = columns @ (rows.mT @ w[..., None])
-                image = gradient + factor * transposed[..., 0]
+                image = gradient + factor * columns.times(rows.transposed_times(w))
                 residual = w - image
                 if bool((residual.abs().amax(-1) <= TOLERANCE * scale).all()):
                     return image
@@ -64,3 +62,27 @@ def attach(
         image.register_hook(solve)
     psi = -damping[1] * cost.log_columns(image + log_a)
     return image * epsilon, psi * epsilon
+
+
+class _Shares:
+    """The matrix ``exp(φ + ψ − C/ε)``, with sums of 1 on one side; stored if a differentiable output may be."""
+
+    def __init__(self, cost: Cost, phi: torch.Tensor, psi: torch.Tensor):
+        self._cost, self._potentials = cost, (phi, psi)
+        self._stored = torch.cat(cost.each(_exp, phi, psi), -2) if cost.holds_gradients else None
+
+    def times(self, v: torch.Tensor) -> torch.Tensor:
+        """(batch, m) to (batch, n)."""
+        if self._stored is not None:
+            return (self._stored @ v[..., None])[..., 0]
+        return torch.cat(self._cost.each(lambda block, rows: (_exp(block) @ v[..., None])[..., 0], *self._potentials), -1)
+
+    def transposed_times(self, u: torch.Tensor) -> torch.Tensor:
+        """(batch, n) to (batch, m)."""
+        if self._stored is not None:
+            return (u[:, None] @ self._stored)[:, 0]
+        return sum(self._cost.each(lambda block, rows: (u[:, None, rows] @ _exp(block))[:, 0], *self._potentials))
+
+
+def _exp(exponents: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+    return exponents.double().exp_()

@@ -54,11 +54,13 @@ def check_points(x: torch.Tensor, y: torch.Tensor) -> tuple[int, ...]:
 
 def check_epsilon(epsilon: float | torch.Tensor, shape: tuple[int, ...]) -> list[float]:
     """ε of every problem; ``ValueError`` unless positive and finite."""
-    try:
-        values = torch.as_tensor(epsilon, dtype=torch.float64).detach().expand(shape).flatten().tolist()
-    except RuntimeError:
-        found = tuple(torch.as_tensor(epsilon).shape)
-        raise ValueError(f"epsilon must be a number or have shape {shape}, got {found}") from None
+    if isinstance(epsilon, torch.Tensor):
+        try:
+            values = epsilon.detach().double().expand(shape).flatten().tolist()
+        except RuntimeError:
+            raise ValueError(f"epsilon must be a number or have shape {shape}, got {tuple(epsilon.shape)}") from None
+    else:
+        values = [float(epsilon)] * math.prod(shape)
     for value in values:
         if not 0 < value < math.inf:
             raise ValueError(f"epsilon={value} must be positive and finite")

@@ -104,7 +104,8 @@ class PointSolver:
         if self.marginals.has_zeros:
             no_a, no_b = self.marginals.negligible()
             x, y = _without_zeros(x, self.marginals.a, no_a), _without_zeros(y, self.marginals.b, no_b)
-        self.cost = PointCost(x, y, torch.tensor(self.epsilon, dtype=torch.float64, device=x.device))
+        epsilon = torch.tensor(self.epsilon, dtype=torch.float64, device=x.device)
+        self.cost = PointCost(x, y, epsilon, max_bytes=self.options.max_bytes)
 
     def _survey(self) -> None:
         """Read the sizes of the exponents, once, and choose dtypes and the number of annealing steps by them."""
@@ -137,7 +138,7 @@ class PointSolver:
         terms, limit, top = (self.cost.row_term, self.cost.column_term), self.options.max_iterations, max(self._rungs)
         solution, iterations = None, 0
         if init is not None:
-            inner = None if init[0] is None else init[0] - terms[0], init[1] - terms[1]
+            inner = self._in_range(init, terms)
             solution = self._stage(0, inner, terms, min(limit, WARM_ITERATIONS) if top else limit, 1)
             iterations, good = solution.iterations, not top or bool((solution.error <= self.options.tolerance).all())
         if init is None or not good:
@@ -146,6 +147,24 @@ class PointSolver:
                 solution = self._stage(rung, inner, terms, limit - iterations, self._sweeps)
                 inner, iterations = (solution.phi, solution.psi), iterations + solution.iterations
         return Solution(solution.phi + terms[0], solution.psi + terms[1], solution.error, iterations)
+
+    def _in_range(self, init: Init, terms: tuple[torch.Tensor, torch.Tensor]) -> Init:
+        """
+        Inner potentials of a start, brought into the range of a solution's: softened minima of ``C_ij − g_j`` differ by no
+        more than costs do, and larger ones would leave no digits for the plan. Where both marginals are exact, the constant
+        between the potentials goes as well.
+        """
+        cost = self.cost
+        bound = ((cost.x_norm.amax(-1).sqrt() + cost.y_norm.amax(-1).sqrt() + cost.shift_norm[:, 0].sqrt()) ** 2)[:, None] / 2
+        f, g = init
+        middle = (g.amin(-1, keepdim=True) + g.amax(-1, keepdim=True)) / 2
+        g = (g - middle).clamp(-bound, bound)
+        if f is not None:
+            f_middle = (f.amin(-1, keepdim=True) + f.amax(-1, keepdim=True)) / 2
+            f = f_middle + middle + (f - f_middle).clamp(-bound, bound)
+        if self.rho != (math.inf, math.inf):
+            f, g = None if f is None else f - middle, g + middle
+        return None if f is None else f - terms[0], g - terms[1]
 
     @property
     def _sweeps(self) -> int:

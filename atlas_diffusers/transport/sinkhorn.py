@@ -2,11 +2,12 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import torch
 
 from ..kernels import DirectKernel, KernelOperator
-from .costs import Cost, OperatorCost, PointCost
+from .costs import DEFAULT_MAX_BYTES, Cost, OperatorCost, PointCost
 from .fixed_point import FixedPoint, SinkhornMap, Solution
 from .implicit import attach
 from .inputs import Marginals, Options, check_epsilon, check_init, check_points, check_rho
@@ -15,7 +16,7 @@ from .points import PointSolver
 from .sinkhorn_output import SinkhornOutput
 from .stabilised import OperatorKernel
 
-DEFAULT_MAX_BYTES = 2**31
+VISIBLE_ROUNDING = 1 / 16  # of the tolerance, from which on the error of the plan itself is measured
 
 
 def entropic_transport(
@@ -57,13 +58,15 @@ def entropic_transport(
         differentiable: all outputs carry gradients to x, y, a, b and ε, by implicit differentiation.
         check_every: iterations between reads of the error by the host. ``None`` runs exactly ``max_iterations`` without any
             read, and so without annealing, checks of values or a warning: for a GPU, and ε of at least 0.01 mean cost.
-        max_bytes: largest kernel that is stored; blocks of a larger one are computed again for every product.
+        max_bytes: largest kernel that is stored; blocks of a larger one are computed again for every product, and for
+            gradients those that would hold more than this.
 
     Raises:
         ValueError: for points, weights, ε, ρ, potentials or options out of range.
 
     Warns:
-        UserWarning: naming the error reached, if that is above the tolerance.
+        UserWarning: naming the error reached, if that is above the tolerance: too few iterations, or an ε so small that
+            potentials in float64 do not resolve it, when the error is measured on the plan itself.
     """
     options = Options(tolerance, max_iterations, check_every, max_bytes)
     shape, rho = check_points(x, y), check_rho(rho)
@@ -75,12 +78,12 @@ def entropic_transport(
         solver = PointSolver(*(z.detach() for z in flat), epsilons, marginals.detach(), rho, options)
         solution, cost = solver.solve(start), solver.cost
         if marginals.has_zeros:
-            cost = PointCost(*(z.detach().double() for z in flat), cost.epsilon, marginals.a, marginals.b)
+            cost = PointCost(*(z.detach().double() for z in flat), cost.epsilon, marginals.a, marginals.b, max_bytes)
             _extend(solution, cost, marginals, rho)
     if differentiable:
         attached = torch.as_tensor(epsilon, dtype=torch.float64, device=x.device).expand(shape).reshape(-1)
-        weights = (marginals.a, marginals.b) if marginals.has_zeros else ()
-        cost = PointCost(*(z.double() for z in flat), attached, *weights)
+        weights = (marginals.a, marginals.b) if marginals.has_zeros else (None, None)
+        cost = PointCost(*(z.double() for z in flat), attached, *weights, max_bytes)
         solution.phi, solution.psi = attach(cost, solution.phi, solution.psi, marginals.a, marginals.b, rho)
     else:
         marginals = marginals.detach()
@@ -162,11 +165,25 @@ def _solve_operator(
     none = torch.zeros_like(phi), torch.zeros_like(psi)
     step = SinkhornMap(kernel, marginals.a / marginals.a.sum(-1, keepdim=True), *penalties(rho, cost.epsilon[:, None], none))
     if start is not None:
-        psi = start[1] / cost.epsilon[:, None]
-        phi = step.image(psi) if start[0] is None else start[0] / cost.epsilon[:, None]
+        f, psi = (None if z is None else z / cost.epsilon[:, None] for z in start)
+        if options.reads and rho == (math.inf, math.inf) and float(psi.amax() - psi.amin()) > 2 * kernel.bound:
+            f, psi = None, _tamed(kernel, psi)
+        phi = step.image(psi) if f is None else f
     solution = FixedPoint(step, options.tolerance, options.max_iterations, options.check_every).solve(phi, psi)
     solution.phi, solution.psi = solution.phi * cost.epsilon[:, None], solution.psi * cost.epsilon[:, None]
     return kernel, solution
+
+
+def _tamed(kernel: OperatorKernel, psi: torch.Tensor) -> torch.Tensor:
+    """
+    Column potentials that leave the range of a dtype, after an iteration in logarithms: then they differ by no more than the
+    cost does, and lie around 0. As they are where the operator has no logarithmic products.
+    """
+    try:
+        psi = kernel.log_soft_columns(kernel.log_soft_rows(psi))
+    except NotImplementedError:
+        return psi
+    return psi - (psi.amax() + psi.amin()) / 2
 
 
 def _extend(solution: Solution, cost: Cost, marginals: Marginals, rho: tuple[float, float]) -> None:
@@ -189,13 +206,7 @@ def _output(
     targets: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> SinkhornOutput:
-    if options.reads and not bool((solution.error <= options.tolerance).all()):
-        warnings.warn(
-            f"Sinkhorn's algorithm has not converged in {solution.iterations} iterations: the marginal error is "
-            f"{float(solution.error.max()):.2e}, tolerance {options.tolerance:.0e}; allow more iterations or a larger epsilon",
-            stacklevel=3,
-        )
-    return SinkhornOutput(
+    output = SinkhornOutput(
         f=solution.phi.reshape(*shape, -1),
         g=solution.psi.reshape(*shape, -1),
         a=marginals.a.reshape(*shape, -1),
@@ -210,3 +221,23 @@ def _output(
         targets=targets,
         dtype=dtype,
     )
+    return _with_known_error(output) if options.reads else output
+
+
+def _with_known_error(output: SinkhornOutput) -> SinkhornOutput:
+    """The output with an error that its plan has, and a warning if that is above the tolerance."""
+    rounding, error = torch.stack((output.rounding.max(), output.row_error.max())).tolist()
+    exhausted = rounding > VISIBLE_ROUNDING * output.tolerance
+    if exhausted:
+        output = replace(output, row_error=output.measured_error.detach())
+        error = float(output.row_error.max())
+    if not error <= output.tolerance:
+        cause = f"has not converged in {output.iterations} iterations"
+        remedy = "allow more iterations or a larger epsilon"
+        if exhausted:
+            cause, remedy = "has used up the precision of float64 potentials", "take a larger epsilon"
+        warnings.warn(
+            f"Sinkhorn's algorithm {cause}: the marginal error is {error:.2e}, tolerance {output.tolerance:.0e}; {remedy}",
+            stacklevel=4,
+        )
+    return output

@@ -26,7 +26,8 @@ class SinkhornOutput:
         a, b: weights.
         epsilon: ε, ().
         row_error: L1 error of the plan's row marginal over the total mass, as the solver measured it, (). Of a relaxed
-            marginal: the distance from what is optimal for its potential.
+            marginal: the distance from what is optimal for its potential. Where potentials are so large that their rounding
+            shows in the plan, this is the larger error of the two marginals, measured on the plan.
         tolerance: what was asked of it.
         iterations: of the slowest problem, annealing included.
         kernel_applications: products of the kernel with a vector, of all problems together.
@@ -63,21 +64,30 @@ class SinkhornOutput:
     @cached_property
     def plan(self) -> torch.Tensor:
         """P, (n, m)."""
-        blocks = [exponents.exp().to(self.dtype) for _, exponents in self.geometry.blocks(*self._weighted)]
+        blocks = self.geometry.each(lambda exponents, rows: exponents.exp().to(self.dtype), *self._weighted)
         return self._shaped(torch.cat(blocks, -2), 2)
 
     @cached_property
     def marginals(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and column sums of P, (n,) and (m,), measured."""
-        phi, psi = self._weighted
-        rows, columns = (phi + self.geometry.log_rows(psi)).exp(), (psi + self.geometry.log_columns(phi)).exp()
+        rows, columns = self.geometry.sums(*self._weighted)
         return self._shaped(rows, 1), self._shaped(columns, 1)
 
     @cached_property
     def column_error(self) -> torch.Tensor:
         """As ``row_error``, of the columns; rounding, because the last step of the solver makes them exact."""
-        target = self.b if self.rho[1] == math.inf else self.b * (-self.g / self.rho[1]).exp()
-        return (self.marginals[1] - target).abs().sum(-1) / self.b.sum(-1)
+        return _distance(self.marginals[1], self.g, self.b, self.rho[1])
+
+    @cached_property
+    def measured_error(self) -> torch.Tensor:
+        """The larger of the two marginals' errors, measured on the plan with all its rounding, ()."""
+        return _distance(self.marginals[0], self.f, self.a, self.rho[0]).maximum(self.column_error)
+
+    @property
+    def rounding(self) -> torch.Tensor:
+        """How much the rounding of the potentials can move the plan's entries, relative to their size, ()."""
+        size = self.f.abs().amax(-1) + self.g.abs().amax(-1)
+        return torch.finfo(self.f.dtype).eps * size / self.epsilon
 
     @cached_property
     def cost(self) -> torch.Tensor:
@@ -99,20 +109,22 @@ class SinkhornOutput:
     def transport_cost(self) -> torch.Tensor:
         """``<P, C>``, ()."""
         phi, psi = self._flat(self.f) / self._epsilon, self._flat(self.g) / self._epsilon
-        log_a, log_b, total = self._log(self.a)[..., None], self._log(self.b)[:, None], 0
-        for rows, exponents in self.geometry.blocks(phi, psi):
+        log_a, log_b = self._log(self.a)[..., None], self._log(self.b)[:, None]
+
+        def part(exponents: torch.Tensor, rows: slice) -> torch.Tensor:
             cost = phi[:, rows, None] + psi[:, None] - exponents
-            total = total + ((exponents + log_a[:, rows] + log_b).exp() * cost).sum((-2, -1))
-        return self._shaped(total * self._epsilon[:, 0], 0)
+            return ((exponents + log_a[:, rows] + log_b).exp() * cost).sum((-2, -1))
+
+        return self._shaped(sum(self.geometry.each(part, phi, psi)) * self._epsilon[:, 0], 0)
 
     @cached_property
     def effective_size(self) -> torch.Tensor:
         """Number of columns that each row of P is spread over: exp of the entropy of the normalised row, (n,)."""
-        _, psi = self._weighted
-        zero, sizes = torch.zeros_like(self._flat(self.f)), []
-        for _, exponents in self.geometry.blocks(zero, psi):
-            logs = exponents.log_softmax(-1)
-            sizes.append(torch.special.entr(logs.exp()).sum(-1).exp())
+
+        def size(exponents: torch.Tensor, rows: slice) -> torch.Tensor:
+            return torch.special.entr(exponents.log_softmax(-1).exp()).sum(-1).exp()
+
+        sizes = self.geometry.each(size, torch.zeros_like(self._flat(self.f)), self._weighted[1])
         return self._shaped(torch.cat(sizes, -1).to(self.b.dtype), 1)
 
     def project(self, values: torch.Tensor) -> torch.Tensor:
@@ -139,7 +151,7 @@ class SinkhornOutput:
         dtype = self.geometry.x.dtype
         batch = self.b.shape[:-1]
         flat = [z.expand(*batch, *z.shape[-2:]).reshape(-1, *z.shape[-2:]).to(dtype) for z in (points, self.targets)]
-        cost = PointCost(*flat, self.geometry.epsilon)
+        cost = PointCost(*flat, self.geometry.epsilon, max_bytes=self.geometry.max_bytes)
         mapped = cost.project(self._weighted[1], flat[1])
         return mapped.reshape(*batch, *mapped.shape[1:]).to(self.dtype)
 
@@ -163,6 +175,12 @@ class SinkhornOutput:
     def _shaped(self, values: torch.Tensor, dimensions: int) -> torch.Tensor:
         """The leading dimensions of the problem before the last ones."""
         return values.reshape((*self.b.shape[:-1], *values.shape[values.ndim - dimensions :]))
+
+
+def _distance(marginal: torch.Tensor, potential: torch.Tensor, weights: torch.Tensor, rho: float) -> torch.Tensor:
+    """L1 distance of a marginal from the weights, or from what is optimal for a relaxed one's potential, over their total."""
+    target = weights if rho == math.inf else weights * (-potential / rho).exp()
+    return (marginal - target).abs().sum(-1) / weights.sum(-1)
 
 
 def _dual(potential: torch.Tensor, weights: torch.Tensor, rho: float) -> torch.Tensor:

@@ -107,7 +107,7 @@ class ScaledKernel(ABC):
         """``−log Σ_j b_j e^{ψ_j − C_ij/ε}``, (batch, n); infinite where that underflows."""
         self.applications += len(psi)
         if self.logarithmic:
-            return -self._log_times(psi + self.log_b)
+            return self.log_soft_rows(psi)
         exponents = psi + self._column_offset
         top = exponents.amax(-1, keepdim=True)
         return self.phi - top - self._times((exponents - top).exp().to(self.dtype)).to(psi.dtype).log()
@@ -116,10 +116,18 @@ class ScaledKernel(ABC):
         """``−log Σ_i a_i e^{φ_i − C_ij/ε}``, (batch, m); infinite where that underflows."""
         self.applications += len(phi)
         if self.logarithmic:
-            return -self._transposed_log_times(phi + self.log_a)
+            return self.log_soft_columns(phi)
         exponents = phi + self._row_offset
         top = exponents.amax(-1, keepdim=True)
         return self.psi - top - self._transposed_times((exponents - top).exp().to(self.dtype)).to(phi.dtype).log()
+
+    def log_soft_rows(self, psi: torch.Tensor) -> torch.Tensor:
+        """:meth:`soft_rows` of any potentials."""
+        return -self._log_times(psi + self.log_b)
+
+    def log_soft_columns(self, phi: torch.Tensor) -> torch.Tensor:
+        """:meth:`soft_columns` of any potentials."""
+        return -self._transposed_log_times(phi + self.log_a)
 
 
 class PointKernel(ScaledKernel):

@@ -205,6 +205,13 @@ def test_the_size_of_a_posterior_is_that_of_noised_references():
     assert SchrodingerBridgeSolver(y, weights).posterior_size(1e-4, 1.0) == pytest.approx(2, rel=1e-3)
 
 
+def test_a_few_broad_posteriors_do_not_open_the_gate():
+    """One group of three equal references and one of ninety, drawn equally often: a median of 2 or 89, never between."""
+    y = torch.cat([torch.zeros(3, 2), 100 + torch.zeros(90, 2)])
+    weights = torch.cat([torch.full((3,), 0.65 / 3), torch.full((90,), 0.35 / 90)])
+    assert SchrodingerBridgeSolver(y, weights).posterior_size(1.0, 0.5) == pytest.approx(2, rel=1e-5)
+
+
 def test_bad_particles_are_named():
     with pytest.raises(ValueError, match=r"particles have shape \(4,\), references \(3,\)"):
         SchrodingerBridgeSolver(cloud(5)).couple(cloud(5, 4), 0.5, 0.5)

@@ -1,13 +1,10 @@
 """The exact operator: blocks, memory, logarithmic products, batches, gradients, freshness of what it keeps."""
 
-import weakref
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from atlas_diffusers.kernels import DirectKernel
+from atlas_diffusers.training.memory import LiveBytes
 
 KERNELS = ("gaussian", "laplacian", "cauchy")
 
@@ -25,35 +22,6 @@ def exact(x, y, kernel, epsilon, factors=(1.0,)):
         "cauchy": lambda e: 1 / (1 + (r / e) ** 2),
     }[kernel]
     return torch.stack([values(epsilon * factor) for factor in factors]).mean(0)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Largest sum of the storages that operations inside the block have made and that are alive together."""
-
-    def __init__(self):
-        super().__init__()
-        self.live, self.peak, self.owners = 0, 0, {}
-
-    def release(self, pointer, size):
-        self.owners[pointer] -= 1
-        if not self.owners[pointer]:
-            self.live -= size
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs or {})) if isinstance(t, torch.Tensor)}
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                pointer, size = storage.data_ptr(), storage.nbytes()
-                if pointer in given and not self.owners.get(pointer):
-                    continue
-                if not self.owners.get(pointer):
-                    self.live += size
-                self.owners[pointer] = self.owners.get(pointer, 0) + 1
-                weakref.finalize(tensor, self.release, pointer, size)
-        self.peak = max(self.peak, self.live)
-        return result
 
 
 @pytest.mark.parametrize("factors", [None, [0.5, 1.0, 2.0]])

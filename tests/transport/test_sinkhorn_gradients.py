@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import seeded
 
+from atlas_diffusers.training.memory import LiveBytes
 from atlas_diffusers.transport import entropic_transport, sinkhorn_divergence
 
 STEP = 1e-5
@@ -89,3 +90,17 @@ def test_a_divergence_can_be_descended():
 def test_without_asking_there_are_no_gradients():
     output = entropic_transport(cloud(5).requires_grad_(), cloud(4, seed=1), 0.5)
     assert not output.plan.requires_grad and not output.cost.requires_grad
+
+
+@pytest.mark.parametrize("rho", [None, (0.7, None)])
+def test_gradients_stay_within_their_memory(rho):
+    """A matrix of 8 MB: blocks are computed again, and the gradients are those of the matrix."""
+    x, y, gradients = cloud(1000, 5), cloud(1000, 5, seed=1), []
+    for max_bytes in (2**31, 2**21):
+        point = x.clone().requires_grad_()
+        with LiveBytes() as live:
+            output = entropic_transport(point, y, 4.0, rho=rho, tolerance=1e-6, differentiable=True, max_bytes=max_bytes)
+            loss = output.barycentric_map().square().sum() + output.cost + output.transport_cost
+            gradients.append(torch.autograd.grad(loss, point)[0])
+    assert live.peak < 2**22, "half a matrix: the bound and some hundred vectors"
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-9 * gradients[0].abs().max().item())

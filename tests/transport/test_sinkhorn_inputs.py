@@ -35,6 +35,7 @@ NAN = torch.full((6, 2), math.nan)
         ((X, Y, 1.0, torch.zeros(6)), {}, "weights a must not be all zero"),
         ((X, Y, 1.0, torch.full((6,), math.nan)), {}, "weights a must be finite"),
         ((X, Y, 1.0, torch.ones(6), torch.ones(5)), {}, r"equal totals unless rho.*\[6.0\] and \[5.0\]"),
+        ((X, Y, 1.0, torch.ones(6), 1.002 * 6 / 5 * torch.ones(5)), {}, r"the totals are \[6.0\] and \[6.01"),
         ((X, Y, 1.0), {"rho": 0.0}, "rho=0.0 must be positive, None, or a pair"),
         ((X, Y, 1.0), {"rho": (1.0, -2.0)}, r"rho=\(1.0, -2.0\)"),
         ((X, Y, 1.0), {"rho": (1.0,)}, "pair"),

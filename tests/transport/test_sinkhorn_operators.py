@@ -134,6 +134,21 @@ def test_warm_start_and_blind_mode():
     torch.testing.assert_close(blind.f - blind.f.mean(), cold.f - cold.f.mean(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e12])
+@pytest.mark.parametrize("make", [
+    lambda: GridKernel((5, 6), epsilon=1.0),
+    lambda: DirectKernel(cloud(30).float(), cloud(30, seed=1).float(), kernel="cauchy"),
+    lambda: DirectKernel(cloud(30), cloud(30, seed=1), kernel="laplacian"),
+], ids=["grid", "cauchy", "laplacian"])  # fmt: skip
+def test_far_starts_end_in_the_same_plan(make, scale):
+    operator, start = make(), scale * torch.randn(30, generator=seeded(3), dtype=torch.float64)
+    expected = sinkhorn(operator, tolerance=1e-5).plan
+    for init in ((None, start), (start, start.flip(0))):
+        output = sinkhorn(operator, tolerance=1e-5, init=init)
+        assert output.converged and output.measured_error.item() <= 2e-5
+        torch.testing.assert_close(output.plan, expected, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     "options, match",
     [

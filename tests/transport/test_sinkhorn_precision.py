@@ -6,6 +6,8 @@ import warnings
 import pytest
 import torch
 from conftest import seeded
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from atlas_diffusers.transport import entropic_transport
@@ -124,3 +126,49 @@ def test_iterations_do_not_lose_what_was_reached():
             assert true_errors(output, x, y)[0] == pytest.approx(output.row_error.item(), rel=1e-3)
             errors.append(output.row_error.item())
     assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-2 * errors[0]
+
+
+def solve(x, y, epsilon, **options):
+    """The output, and the warnings of the call."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        output = entropic_transport(x, y, epsilon, **options)
+    return output, [str(warning.message) for warning in caught]
+
+
+def plan_error(output):
+    """The larger L1 error of the marginals of the plan that was returned."""
+    plan = output.plan.double()
+    return max((plan.sum(1) - output.a).abs().sum().item(), (plan.sum(0) - output.b).abs().sum().item())
+
+
+@settings(max_examples=30, deadline=None)
+@given(exponent=st.floats(-16, -8), seed=st.integers(0, 99), tolerance=st.sampled_from([1e-3, 1e-4, 1e-6]))
+def test_the_error_of_a_tiny_epsilon_is_that_of_the_plan(exponent, seed, tolerance):
+    """Where float64 potentials do not resolve ε, the output says so instead of the error that the iteration saw."""
+    x, y = (torch.randn(n, 2, generator=seeded(seed + n), dtype=torch.float64) / 2 for n in (12, 9))
+    output, messages = solve(x, y, 10**exponent, tolerance=tolerance, max_iterations=300)
+    assert output.row_error.item() == pytest.approx(plan_error(output), rel=0.01, abs=0.1 * tolerance)
+    assert output.converged == (not messages)
+
+
+def test_used_up_precision_is_named():
+    x, y = (torch.randn(n, 2, generator=seeded(n), dtype=torch.float64) / 2 for n in (40, 50))
+    output, (message,) = solve(x, y, 1e-14)
+    assert output.row_error.item() == pytest.approx(plan_error(output), rel=1e-6)
+    assert f"has used up the precision of float64 potentials: the marginal error is {output.row_error.item():.2e}" in message
+    assert solve(x, y, 1e-9)[1] == []
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e9, 1e15])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("both", [False, True])
+def test_far_starts_end_in_the_same_plan(scale, dtype, both):
+    """Potentials beyond the range of any solution's, which left no digits for the plan."""
+    x, y = (z.to(dtype) for z in rings(50, 40))
+    epsilon = 0.05 * mean_cost(x, y)
+    start = [scale * torch.randn(n, generator=seeded(n), dtype=torch.float64) for n in (50, 40)]
+    output, messages = solve(x, y, epsilon, init=(start[0] if both else None, start[1]), tolerance=1e-5)
+    assert messages == [] and plan_error(output) <= 1.1e-5 + (dtype is torch.float32) * 1e-4
+    expected = entropic_transport(x, y, epsilon, tolerance=1e-5)
+    torch.testing.assert_close(output.plan, expected.plan, rtol=0, atol=1e-5)
