@@ -409,7 +409,7 @@ def main() -> None:
     parser.add_argument("--betas", nargs="*", default=list(BETAS), choices=list(BETAS))
     parser.add_argument("--calls", type=int, nargs="*", default=[5, 6, 8, 10])
     parser.add_argument("--count", type=int, help="samples, instead of 256, and 128 for patches")
-    parser.add_argument("--trajectories", type=int, default=48, help="of the calibration")
+    parser.add_argument("--trajectories", type=int, default=64, help="of the calibration")
     parser.add_argument("--reference-steps", type=int, default=500)
     parser.add_argument("--peers-only", action="store_true")
     parser.add_argument("--peers", type=Path, metavar="FILE", help="JSON that peers' errors are kept in and taken from")

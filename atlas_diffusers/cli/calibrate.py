@@ -23,9 +23,10 @@ def add_calibrate_command(commands) -> None:
     calibrate.add_argument("--guidance-scale", type=float, help="default: the pipeline's")
     calibrate.add_argument("--prompts", nargs="*", metavar="PROMPT", help="prompts to calibrate on (default: the empty text)")
     calibrate.add_argument("--prompts-file", type=Path, help="the same, one a line")
-    calibrate.add_argument("--trajectories", type=int, default=48, help="start noises (default: %(default)s)")
-    calibrate.add_argument("--teacher-steps", type=int, default=48, help="calls of a trajectory (default: %(default)s)")
-    calibrate.add_argument("--batch-size", type=int, help="samples in one network call (default: all)")
+    calibrate.add_argument("--trajectories", type=int, default=64, help="start noises (default: %(default)s)")
+    calibrate.add_argument("--teacher-steps", type=int, default=36, help="calls of a trajectory (default: %(default)s)")
+    calibrate.add_argument("--budget", type=int, default=15_000, help="network calls in all (default: %(default)s)")
+    calibrate.add_argument("--batch-size", type=int, help="samples in one network call (default: 8)")
     calibrate.add_argument("--cache", type=Path, help="folder from which an interrupted run goes on")
     calibrate.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     calibrate.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
@@ -48,6 +49,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         args.steps,
         num_trajectories=args.trajectories,
         teacher_steps=args.teacher_steps,
+        budget=args.budget,
         batch_size=args.batch_size,
         prompts=prompts or None,
         guidance_scale=args.guidance_scale,

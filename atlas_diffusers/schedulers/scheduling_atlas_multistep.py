@@ -30,8 +30,11 @@ def radius(level: NoiseLevel, scale: float) -> float:
 
 
 @dataclass(frozen=True)
-class _TableGrid(TimeGrid):
+class _Nodes(TimeGrid):
+    """Calls of uneven spacing, from call ``begin`` on by the coefficients of ``table`` if there are any."""
+
     table: StepTable | None = None
+    begin: int = 0
 
 
 class AtlasMultistepScheduler(BaseScheduler):
@@ -75,7 +78,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         self._calibration = None
         if self.config.calibration is not None:
             self._calibration = Calibration.from_config(self.config.calibration)
-            self._calibration.check(self.process, self.config.prediction_type)
+            self._calibration.check(self.process_sigma_hats, self.config.prediction_type)
 
     def _check_config(self) -> None:
         super()._check_config()
@@ -93,13 +96,15 @@ class AtlasMultistepScheduler(BaseScheduler):
         model,
         num_inference_steps: Sequence[int] = (5, 6, 8, 10),
         *,
-        config: dict | None = None,
-        sample_shape: Sequence[int] | None = None,
-        num_trajectories: int = 48,
-        teacher_steps: int = 48,
-        batch_size: int | None = None,
+        call: dict | None = None,
         prompts: list[str] | None = None,
         guidance_scale: float | None = None,
+        config: dict | None = None,
+        sample_shape: Sequence[int] | None = None,
+        num_trajectories: int = 64,
+        teacher_steps: int = 36,
+        budget: int = 15_000,
+        batch_size: int | None = None,
         generator: torch.Generator | None = None,
         device: str | torch.device | None = None,
         cache: str | Path | None = None,
@@ -108,43 +113,48 @@ class AtlasMultistepScheduler(BaseScheduler):
         """
         A scheduler with nodes and coefficients for a model, from its own fine trajectories; no back-propagation.
 
-        A teacher of order 4 solves ``num_trajectories`` from random noise. Nodes are placed on its trajectories without
-        network calls, in several ways; for each, coefficients are regressed on the student's own states, and the best are
-        moved a little. They are kept if they are better than the plain solver on a held-out third of the trajectories;
-        otherwise a warning says so and that step count stays plain. ``scheduler.calibration_report`` has the cost and the
-        expected errors.
+        A pipeline is called as it will be used, with a scheduler in place of its own. A teacher of order 4 solves
+        ``num_trajectories`` from random noise. Nodes are placed on its trajectories without network calls, in several ways;
+        for each, coefficients are regressed on the student's own states, and the best are moved a little. They are kept if
+        they are better than the plain solver on a held-out third of the trajectories; otherwise a warning says so and that
+        step count stays plain. ``scheduler.calibration_report`` has the cost and the expected errors.
 
         Args:
-            model: a pipeline with a ``unet``, or a function ``f(sample, timestep)`` that returns predictions of
-                ``prediction_type``; it is called with ``batch_size`` samples at a time, in one order.
+            model: a pipeline, or a function ``f(sample, timestep)`` that returns predictions of ``prediction_type`` and is
+                called with ``batch_size`` samples at a time, in one order.
             num_inference_steps: step counts to make tables for, each at least 2.
+            call: arguments of the pipeline's call, such as ``{"prompt": [...], "guidance_scale": 5, "height": 512}``; lists of
+                prompts, labels and pictures are taken in turn, and tables serve others as well. With ``image`` and
+                ``strength`` the tables are for image-to-image with that strength.
+            prompts, guidance_scale: short for the same in ``call``; of a function, the guidance that it has.
             config: of the noise process, such as ``scheduler.config``; by default the pipeline's.
             sample_shape: of one sample, for a function.
             num_trajectories: at least 8.
             teacher_steps: network calls of one trajectory.
-            batch_size: samples in one call; by default all.
-            prompts: for a pipeline, taken in turn; tables serve other prompts as well.
-            guidance_scale: that the pipeline will be used with.
-            generator: of the start noise.
-            device: of the samples; by default the pipeline's, or the CPU.
-            cache: folder for the teacher's trajectories, from which an interrupted calibration goes on.
-            progress: show bars.
+            budget: network calls in all, those of the teacher included; more are made where it does not allow two tables of
+                every step count.
+            batch_size: samples in one call; by default all, and 8 of a pipeline. The start noise does not depend on it.
+            generator: of the seeds of the start noise, one a trajectory; by default seeded with 0.
+            device: of the samples, for a function; by default the CPU.
+            cache: folder for all that was computed, from which an interrupted calibration goes on.
+            progress: show bars, and at first how long it will take.
 
         Raises:
-            ValueError: for counts out of range, a model that returns another shape, NaN or infinity, or a cache of another
-                calibration.
+            ValueError: for counts out of range, a pipeline whose call cannot be repeated with the same noise, a model that
+                returns another shape, NaN or infinity, or a cache of another calibration.
         """
-        from .calibration.run import run_calibration
+        from .calibration.calibrated import Settings, calibrated_scheduler
 
-        return run_calibration(
-            cls, model, tuple(num_inference_steps), config, sample_shape, num_trajectories, teacher_steps, batch_size,
-            prompts, guidance_scale, generator, device, cache, progress,
-        )  # fmt: skip
+        folder = None if cache is None else Path(cache)
+        settings = Settings(tuple(num_inference_steps), num_trajectories, teacher_steps, budget, folder, progress)
+        return calibrated_scheduler(
+            cls, model, call, prompts, guidance_scale, config, sample_shape, batch_size, generator, device, settings
+        )
 
     @property
     def calibrated_steps(self) -> list[int]:
-        """Step counts that there are tables for."""
-        return sorted(self._calibration.tables) if self._calibration else []
+        """Step counts that there are tables for, from noise."""
+        return sorted(steps for steps, begin in self._calibration.tables if not begin) if self._calibration else []
 
     def check_guidance_scale(self, guidance_scale: float) -> None:
         """Warn where the steps in use are calibrated for another guidance scale."""
@@ -157,6 +167,25 @@ class AtlasMultistepScheduler(BaseScheduler):
                 "calibrate for it, or switch the tables off by calibration=None",
                 stacklevel=3,
             )
+
+    @property
+    def process_sigma_hats(self) -> list[float]:
+        """σ̂ at the first, middle and last training timestep, by which tables know their process."""
+        process = self.process
+        return [level.sigma_hat for level in (process.level_at(0), process.level_at(len(process) // 2), process.ends[0])]
+
+    @property
+    def levels(self) -> list[NoiseLevel]:
+        """Noise levels of the network calls that ``set_timesteps`` chose."""
+        return self._grid.source
+
+    def even_level(self, num_inference_steps: int, begin_index: int) -> NoiseLevel:
+        """Where a call with an even grid of steps stands before step ``begin_index``."""
+        return super()._build_grid(Request(num_inference_steps=num_inference_steps)).source[begin_index]
+
+    def nodes(self, sigma_hats: Sequence[float]) -> TimeGrid:
+        """Network calls at these σ̂, the last of which steps to clean data."""
+        return self._grid_of([*sigma_hats, 0.0])
 
     @property
     def init_noise_sigma(self) -> float:
@@ -172,24 +201,48 @@ class AtlasMultistepScheduler(BaseScheduler):
         steps = request.num_inference_steps
         if steps is None:
             return super()._build_grid(request)
-        table = self._calibration.tables.get(steps) if self._calibration else None
+        table = self._calibration.table(steps) if self._calibration else None
         if table is not None:
-            return _TableGrid(**vars(self._grid_of([*table.sigmas, 0.0])), table=table)
-        if self._calibration and self._calibration.tables:
+            return _Nodes(**vars(self.nodes(table.sigmas)), table=table)
+        if self.calibrated_steps:
             warnings.warn(f"{steps} steps are not calibrated, only {self.calibrated_steps}; plain nodes are used", stacklevel=5)
         if self.config.angle_power is None or grid_option(self.config):
             return super()._build_grid(request)
         spaced_grid(self.config, steps, len(self.process))
-        return self._grid_of([*self._placed(steps), self._final_level().sigma_hat])
+        return _Nodes(**vars(self._grid_of([*self._placed(steps), self._final_level().sigma_hat])))
 
-    def _placed(self, steps: int) -> list[float]:
+    def _placed(self, steps: int, highest: float | None = None) -> list[float]:
         """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below training timestep 0, it is that instead."""
         scale, power, last = self.config.angle_scale, self.config.angle_power, 0.0
         largest, smallest = (angle(level, scale) for level in self.process.ends)
+        largest = largest if highest is None else math.atan(highest / scale)
         parts = [1 - k / steps for k in range(steps)]
         if steps > 1 and largest * parts[-1] ** power < smallest:
             parts, last = [1 - k / (steps - 1) for k in range(steps)], smallest
         return [scale * math.tan(last + (largest - last) * part**power) for part in parts]
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """
+        Start at ``timesteps[begin_index]`` (image-to-image). Nodes of uneven spacing are laid anew from the noise level that
+        an even grid has there, so that a strength means the same with every grid; ``timesteps`` changes in place.
+        """
+        super().set_begin_index(begin_index)
+        if begin_index and isinstance(self._grid, _Nodes):
+            laid = self._laid_from(begin_index)
+            self._grid = laid
+            self.timesteps[begin_index:] = torch.tensor(laid.timesteps[begin_index:])
+
+    def _laid_from(self, begin: int) -> _Nodes:
+        """The grid with the calls from ``begin`` on between an even grid's level there and the end."""
+        steps, before = self.num_inference_steps, self._grid
+        table = self._calibration.table(steps, begin) if self._calibration else None
+        if table is None:
+            placed = self._placed(steps - begin, self.even_level(steps, begin).sigma_hat)
+            laid = self._grid_of([*placed, self._final_level().sigma_hat])
+        else:
+            laid = self.nodes(table.sigmas)
+        lists = {name: getattr(before, name)[:begin] + getattr(laid, name) for name in ("timesteps", "source", "target")}
+        return _Nodes(**lists, dtype=laid.dtype, table=table, begin=begin)
 
     def _grid_of(self, sigma_hats: list[float]) -> TimeGrid:
         return self.process.grid_through([self.process.from_sigma_hat(sigma_hat) for sigma_hat in sigma_hats])
@@ -218,14 +271,15 @@ class AtlasMultistepScheduler(BaseScheduler):
         level, target = self._grid.source[index], self._grid.target[index]
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         data = self.predict_data(output, x, level)
-        table = self._table_in_use if len(self._velocities) == index else None
+        first = getattr(self._grid, "begin", 0)
+        table = self._table_in_use if len(self._velocities) == index - first else None
         c = self.config.angle_scale if table is None else 1.0
         self._remember(self.velocity(output, x, data, level, c), angle(level, c))
 
         if table is None:
             scale, weights = self._adams_bashforth(angle(target, c))
         else:
-            scale, weights = table.scales[index], table.weights[index]
+            scale, weights = table.scales[index - first], table.weights[index - first]
         r, r_next = radius(level, c), radius(target, c)
         prev = x * ((1 + scale) * r_next / r)
         for weight, velocity in zip(weights, self._velocities[-len(weights) :]):

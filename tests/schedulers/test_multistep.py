@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracles import Gaussian, order_of_convergence
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasMultistepScheduler
-from atlas_diffusers.schedulers.calibration.tables import Calibration, StepTable, process_of
+from atlas_diffusers.schedulers.calibration.tables import Calibration, StepTable
 from atlas_diffusers.schedulers.scheduling_atlas_multistep import adams_bashforth
 
 PROCESS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -88,13 +88,13 @@ def test_nodes_fall_within_the_training_process(steps, zero_snr):
 def calibrated(steps=3, start=0.9, **options):
     scheduler = AtlasMultistepScheduler(**{**PROCESS, **options})
     table = StepTable([10.0, 2.0, 0.5], [[0.1], [0.2, -0.9], [0.05, 0.1, -0.6]], [0.01, -0.02, 0.03], start)
-    calibration = Calibration({steps: table}, process_of(scheduler.process), scheduler.config.prediction_type, 1.0)
+    calibration = Calibration({(steps, 0): table}, scheduler.process_sigma_hats, scheduler.config.prediction_type, 1.0)
     return AtlasMultistepScheduler.from_config(scheduler.config, calibration=calibration.to_config())
 
 
 def test_a_table_is_the_formula():
     scheduler = calibrated()
-    table = scheduler._calibration.tables[3]
+    table = scheduler._calibration.table(3)
     scheduler.set_timesteps(3)
     assert scheduler.init_noise_sigma == 0.9
     x = noise = torch.randn(2, 3, 4, 4, generator=seeded(0), dtype=torch.float64)

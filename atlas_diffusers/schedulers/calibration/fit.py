@@ -1,21 +1,53 @@
 """Coefficients of a calibrated multistep solver, regressed step by step on the student's own states."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ..adams_bashforth import adams_bashforth
+from .model import Model
 from .tables import StepTable
-from .teacher import Trajectories, Velocity, advance
+from .teacher import Trajectories, advance, kept
 
 RIDGES = (1e-6, 1e-4, 1e-2)
 SMALL_RESIDUAL = 0.1  # of the median one
 BASE_ORDER = 2
 
 
+@dataclass(frozen=True)
+class Way:
+    """States x/r and velocities at the nodes of a table, and the ends, with all coordinates, (trajectories, d)."""
+
+    states: list[torch.Tensor]
+    velocities: list[torch.Tensor]
+    ends: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """
+    A step table that was run.
+
+    Args:
+        way: where it takes the trajectories; ``None`` where only the rest was stored.
+        errors: RMS distance of each end from the teacher's, (trajectories,).
+    """
+
+    table: StepTable
+    way: Way | None
+    errors: torch.Tensor
+
+
+def distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """RMS over dimensions of every sample."""
+    return (x - y).double().square().mean(1).sqrt()
+
+
 def distance(x: torch.Tensor, y: torch.Tensor) -> float:
     """Mean over samples of the RMS over dimensions."""
-    return (x - y).square().mean(1).sqrt().mean().item()
+    return distances(x, y).mean().item()
 
 
 def ridge_solution(columns: torch.Tensor, wanted: torch.Tensor, ridge: float) -> torch.Tensor:
@@ -44,35 +76,64 @@ def least_squares(columns: torch.Tensor, wanted: torch.Tensor, ridge: float) -> 
     return torch.linalg.solve(matrix / norms / norms[:, None] + penalty, right / norms) / norms
 
 
-def fit(velocity: Velocity, teacher: Trajectories, nodes: list[int], train: torch.Tensor) -> tuple[StepTable, torch.Tensor]:
-    """
-    A step table for these nodes of the teacher's grid, and where it takes every trajectory.
+def held_out_solution(
+    columns: torch.Tensor, wanted: torch.Tensor, train: torch.Tensor, ridges: Sequence[float]
+) -> list[float]:
+    """Of ridge solutions of the training rows the one that serves the held-out rows best."""
+    found = [ridge_solution(columns[train], wanted[train], ridge) for ridge in ridges]
+    return min(found, key=lambda c: distance(columns[~train] @ c, wanted[~train])).tolist()
 
-    Step by step on the student's own states: the teacher's state at the next node is regressed on ``v_0 ... v_n`` and ``x_n``,
-    relative to Adams-Bashforth of order 2. Of ``RIDGES`` each step takes the one that serves the held-out rows best.
+
+class Fit:
+    """
+    Regresses the teacher's state at the next node on ``v_0 ... v_n`` and ``x_n``, relative to Adams-Bashforth of order 2, in
+    float64. A step of :meth:`Model.march`.
 
     Args:
-        velocity: of the model, one call a node.
         teacher: its trajectories.
         nodes: indices into its grid.
-        train: (batch,), the rows to fit; all others are held out.
+        train: (trajectories,), the rows to fit; all others are held out.
     """
-    sigmas = [teacher.sigmas[node] for node in nodes]
-    angles, held_out = [math.atan(sigma) for sigma in sigmas], ~train
-    noise, first = teacher.states[0], teacher.states[nodes[0]]
-    start = 1.0 if nodes[0] == 0 else ((noise * first)[train].sum() / noise[train].square().sum()).item()
-    x, known, weights, scales = noise * start, [], [], []
-    for n, sigma in enumerate(sigmas):
-        known.append(velocity(x, sigma))
-        final = n + 1 == len(nodes)
-        target, goal = (0.0, teacher.ends) if final else (angles[n + 1], teacher.states[nodes[n + 1]])
+
+    def __init__(self, teacher: Trajectories, nodes: Sequence[int], train: torch.Tensor):
+        self.teacher, self.nodes, self.train = teacher, nodes, train
+        self.sigmas = [teacher.sigmas[node] for node in nodes]
+        self.angles = [math.atan(sigma) for sigma in self.sigmas]
+        noise, first = teacher.states[0][train], teacher.states[nodes[0]][train]
+        self.start = 1.0 if nodes[0] == 0 else ((noise * first).sum() / noise.square().sum()).item()
+        self.states, self.velocities, self.weights, self.scales = [], [], [], []
+
+    def __call__(self, n: int, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        self.states.append(x)
+        self.velocities.append(v)
+        final = n + 1 == len(self.nodes)
+        target, goal = (0.0, self.teacher.ends) if final else (self.angles[n + 1], self.teacher.states[self.nodes[n + 1]])
         row = [0.0] * (n + 1)
-        row[-BASE_ORDER:] = adams_bashforth(angles[: n + 1][-BASE_ORDER:], target)
-        base = advance(x, known, row)
-        columns, left = torch.stack((*known, x), -1).double(), (goal - base).double()
-        found = [ridge_solution(columns[train], left[train], ridge) for ridge in RIDGES]
-        best = min(found, key=lambda c: distance(columns[held_out] @ c, left[held_out])).tolist()
-        weights.append([a + b for a, b in zip(row, best)])
-        scales.append(best[-1])
-        x = advance(x * (1 + scales[-1]), known, weights[-1])
-    return StepTable(sigmas, weights, scales, start), x
+        row[-BASE_ORDER:] = adams_bashforth(self.angles[: n + 1][-BASE_ORDER:], target)
+        base = kept(advance(x, self.velocities, row))
+        columns = torch.stack([kept(column).double() for column in (*self.velocities, x)], -1)
+        best = held_out_solution(columns, goal.double() - base.double(), self.train, RIDGES)
+        self.weights.append([a + b for a, b in zip(row, best)])
+        self.scales.append(best[-1])
+        return advance(x * (1 + self.scales[-1]), self.velocities, self.weights[-1])
+
+
+def fit(model: Model, teacher: Trajectories, nodes: Sequence[int], train: torch.Tensor) -> Candidate:
+    """A step table for these nodes of the teacher's grid, at one call a node and trajectory."""
+    fitting = Fit(teacher, nodes, train)
+    ends = model.march(fitting.sigmas, fitting, fitting.start)
+    table = StepTable(fitting.sigmas, fitting.weights, fitting.scales, fitting.start)
+    return Candidate(table, Way(fitting.states, fitting.velocities, ends), distances(kept(ends), teacher.ends))
+
+
+def follow(model: Model, teacher: Trajectories, table: StepTable) -> Candidate:
+    """Run a step table, at one call a node and trajectory."""
+    states, velocities = [], []
+
+    def step(n: int, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        states.append(x)
+        velocities.append(v)
+        return advance(x * (1 + table.scales[n]), velocities, table.weights[n])
+
+    ends = model.march(table.sigmas, step, table.start)
+    return Candidate(table, Way(states, velocities, ends), distances(kept(ends), teacher.ends))

@@ -16,10 +16,14 @@ class Placement:
     """
     Nodes by coordinate descent on teacher-forced residuals: what is left of a teacher's state at the next node after a
     ridge regression on its states and velocities at all nodes so far. One Gram matrix, no network calls.
+
+    Args:
+        teacher: the trajectories.
+        from_top: whether the first node must be the noisiest.
     """
 
-    def __init__(self, teacher: Trajectories):
-        self.size = len(teacher.sigmas)
+    def __init__(self, teacher: Trajectories, from_top: bool = False):
+        self.size, self.from_top = len(teacher.sigmas), from_top
         rows = torch.cat((teacher.states, teacher.velocities, teacher.ends[None])).flatten(1).double()
         self.gram = (rows @ rows.mT / rows.shape[1]).cpu().numpy()
         self._residuals: dict[tuple, float] = {}
@@ -60,6 +64,7 @@ class Placement:
         high, low = min(high, self.logs[0]), max(low, self.logs[-1])
         wanted = [high + (low - high) * k / (count - 1) for k in range(count)]
         nodes = [min(range(self.size), key=lambda i: abs(self.logs[i] - value)) for value in wanted]
+        nodes[0] *= not self.from_top
         for k in range(1, count):
             nodes[k] = max(nodes[k], nodes[k - 1] + 1)
         return [min(node, self.size - count + k) for k, node in enumerate(nodes)]
@@ -103,5 +108,5 @@ class Placement:
         """Nodes with some of them moved, if they stay in order."""
         moved = list(nodes)
         moved[which] = [node + step for node in moved[which]]
-        inside = 0 <= moved[0] and moved[-1] < self.size
+        inside = 0 <= moved[0] <= (0 if self.from_top else self.size) and moved[-1] < self.size
         return moved if inside and all(a < b for a, b in zip(moved, moved[1:])) else None

@@ -3,8 +3,6 @@
 import math
 from dataclasses import asdict, dataclass
 
-from ...schedules import NoiseProcess
-
 SAME = 1e-4  # relative difference of noise levels of one process, stored and computed
 
 
@@ -44,13 +42,13 @@ class Calibration:
     The tables of a model, and what they hold for.
 
     Args:
-        tables: by number of steps.
+        tables: by number of steps, and how many of them image-to-image leaves out.
         process: σ̂ at the first, middle and last training timestep.
         prediction_type: of the network.
         guidance_scale: that the model was called with; ``None`` where it was a function.
     """
 
-    tables: dict[int, StepTable]
+    tables: dict[tuple[int, int], StepTable]
     process: list[float]
     prediction_type: str
     guidance_scale: float | None = None
@@ -59,28 +57,37 @@ class Calibration:
     def from_config(cls, config: dict) -> "Calibration":
         """From JSON; ``ValueError`` for unknown or missing fields and tables of wrong shape."""
         try:
-            tables = {int(steps): StepTable(**table) for steps, table in config["tables"].items()}
+            tables = {read_key(key): StepTable(**table) for key, table in config["tables"].items()}
             found = cls(**{**config, "tables": tables})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"calibration is not one of AtlasMultistepScheduler: {error}") from error
-        for steps, table in found.tables.items():
-            if len(table.sigmas) != steps:
-                raise ValueError(f"calibration: the table for {steps} steps has {len(table.sigmas)} nodes")
+        for (steps, begin), table in found.tables.items():
+            if len(table.sigmas) != steps - begin:
+                raise ValueError(f"calibration: the table for {steps - begin} steps has {len(table.sigmas)} nodes")
         return found
 
     def to_config(self) -> dict:
         """To JSON."""
-        return {**asdict(self), "tables": {str(steps): asdict(table) for steps, table in self.tables.items()}}
+        return {**asdict(self), "tables": {write_key(*key): asdict(table) for key, table in self.tables.items()}}
 
-    def check(self, process: NoiseProcess, prediction_type: str) -> None:
-        """``ValueError`` unless it was made for this noise process and prediction type."""
+    def table(self, steps: int, begin: int = 0) -> StepTable | None:
+        """The table for a call with so many steps, of which image-to-image leaves out ``begin``."""
+        return self.tables.get((steps, begin))
+
+    def check(self, process: list[float], prediction_type: str) -> None:
+        """``ValueError`` unless it was made for a noise process with these σ̂ and this prediction type."""
         if prediction_type != self.prediction_type:
             raise ValueError(f"calibrated for prediction_type={self.prediction_type!r}, the scheduler has {prediction_type!r}")
-        here = process_of(process)
-        if not all(abs(a - b) <= SAME * abs(b) for a, b in zip(self.process, here)):
-            raise ValueError(f"calibrated for a noise process with sigmas {self.process}, the scheduler's are {here}")
+        if not all(abs(a - b) <= SAME * abs(b) for a, b in zip(self.process, process)):
+            raise ValueError(f"calibrated for a noise process with sigmas {self.process}, the scheduler's are {process}")
 
 
-def process_of(process: NoiseProcess) -> list[float]:
-    """σ̂ at the first, middle and last training timestep."""
-    return [process.sigma_hats[index].item() for index in (0, len(process) // 2, len(process) - 1)]
+def write_key(steps: int, begin: int) -> str:
+    """``"10"``, or ``"10 from 4"`` where the first four of ten are left out."""
+    return f"{steps} from {begin}" if begin else str(steps)
+
+
+def read_key(key: str) -> tuple[int, int]:
+    """Inverse of :func:`write_key`."""
+    steps, _, begin = key.partition(" from ")
+    return int(steps), int(begin or 0)

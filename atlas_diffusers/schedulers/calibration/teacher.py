@@ -1,20 +1,17 @@
-"""
-The teacher of a calibration: fine solutions of a model's probability-flow ODE.
-
-All states are VP samples ``x = α x_0 + σ ε`` and velocities ``v = α ε − σ x_0``, flattened to (batch, d).
-"""
+"""The teacher of a calibration: fine solutions of a model's probability-flow ODE."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
-from ...schedules import NoiseProcess
 from ..adams_bashforth import adams_bashforth
+from .model import Model
 
-Velocity = Callable[[torch.Tensor, float], torch.Tensor]
 TEACHER_ORDER, TEACHER_SCALE = 4, 0.05
+MOST_COORDINATES = 16_384
+HIGHEST_NODE = 30.0  # σ̂ above which the flow is a straight line
 
 
 @dataclass
@@ -24,7 +21,7 @@ class Trajectories:
 
     Args:
         sigmas: σ̂ of the grid, from the noisiest level down.
-        states, velocities: x and v there, (grid, batch, d).
+        states, velocities: x/r and v there, (grid, batch, d) with all coordinates or ``MOST_COORDINATES`` of them.
         ends: x at σ̂ = 0, (batch, d).
     """
 
@@ -38,38 +35,68 @@ class Trajectories:
         return Trajectories(self.sigmas, self.states[:, rows], self.velocities[:, rows], self.ends[rows])
 
 
-def teacher_sigmas(process: NoiseProcess, steps: int) -> list[float]:
-    """Even in ``asinh(σ̂/0.05)``, that is in log σ̂ above and in σ̂ below, between the ends of the training process."""
-    high, low = (level.sigma_hat for level in process.ends)
-    ends = math.asinh(high / TEACHER_SCALE), math.asinh(low / TEACHER_SCALE)
-    inner = [TEACHER_SCALE * math.sinh(ends[0] + (ends[1] - ends[0]) * k / (steps - 1)) for k in range(1, steps - 1)]
-    return [high, *inner, low]
-
-
-def run_teacher(velocity: Velocity, noise: torch.Tensor, sigmas: list[float], progress=None) -> Trajectories:
+def teacher_sigmas(low: float, high: float, steps: int) -> list[float]:
     """
-    Adams-Bashforth-Moulton of order 4 and 5 in the angle, one call a step: predict, evaluate, correct.
+    Even in ``asinh(σ̂/0.05)``, that is in log σ̂ above and in σ̂ below, from the least of ``high`` and 30 to ``low``; where
+    ``high`` is more, it is a node of its own.
+    """
+    above = [high] if high > HIGHEST_NODE else []
+    count = steps - len(above)
+    first, last = math.asinh(min(high, HIGHEST_NODE) / TEACHER_SCALE), math.asinh(low / TEACHER_SCALE)
+    inner = [TEACHER_SCALE * math.sinh(first + (last - first) * k / (count - 1)) for k in range(1, count - 1)]
+    return [*above, min(high, HIGHEST_NODE), *inner, low]
+
+
+def kept(x: torch.Tensor) -> torch.Tensor:
+    """The coordinates that distances are measured in: all, or ``MOST_COORDINATES`` of them drawn by chance; (batch, d)."""
+    return x if x.shape[1] <= MOST_COORDINATES else x[:, chosen_coordinates(x.shape[1]).to(x.device)]
+
+
+@cache
+def chosen_coordinates(size: int) -> torch.Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:MOST_COORDINATES].sort().values
+
+
+class Teacher:
+    """
+    Adams-Bashforth-Moulton of order 4 and 5 in the angle, one call a step: predict, evaluate, correct. A step of
+    :meth:`Model.march`.
 
     Args:
-        velocity: v of flattened samples at a σ̂.
-        noise: x at the first σ̂, (batch, d).
         sigmas: the grid.
         progress: called after every step.
     """
-    angles, states, velocities = [math.atan(sigma) for sigma in sigmas], [], []
-    x = noise
-    for n, sigma in enumerate(sigmas):
-        v = velocity(x, sigma)
+
+    def __init__(self, sigmas: list[float], progress=None):
+        self.sigmas, self.angles, self.progress = sigmas, [math.atan(sigma) for sigma in sigmas], progress
+        self.states, self.velocities, self.recent = [], [], []
+        self.corrected = self.predicted = None
+
+    def __call__(self, n: int, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if n:
-            known = [*velocities[-TEACHER_ORDER:], v]
-            x = advance(states[-1], known, interpolating(angles[n + 1 - len(known) : n + 1]))
-        states.append(x)
-        velocities.append(v)
-        target = angles[n + 1] if n + 1 < len(sigmas) else 0.0
-        x = advance(x, velocities[-TEACHER_ORDER:], adams_bashforth(angles[max(0, n + 1 - TEACHER_ORDER) : n + 1], target))
-        if progress is not None:
-            progress()
-    return Trajectories(sigmas, torch.stack(states), torch.stack(velocities), x)
+            known = [*self.recent, v]
+            # what a pipeline does to samples between steps, such as masks, it does to both
+            x = advance(self.corrected, known, interpolating(self.angles[n + 1 - len(known) : n + 1])) + (x - self.predicted)
+        self.recent = [*self.recent, v][-TEACHER_ORDER:]
+        self.states.append(kept(x))
+        self.velocities.append(kept(v))
+        target = self.angles[n + 1] if n + 1 < len(self.angles) else 0.0
+        weights = adams_bashforth(self.angles[n + 1 - len(self.recent) : n + 1], target)
+        self.corrected, self.predicted = x, advance(x, self.recent, weights)
+        if self.progress is not None:
+            self.progress()
+        return self.predicted
+
+    def trajectories(self) -> Trajectories:
+        """After the last step."""
+        return Trajectories(self.sigmas, torch.stack(self.states), torch.stack(self.velocities), kept(self.predicted))
+
+
+def run_teacher(model: Model, sigmas: list[float], rows: slice = slice(None), progress=None) -> Trajectories:
+    """Fine solutions of some of a model's trajectories."""
+    teacher = Teacher(sigmas, progress)
+    model.march(sigmas, teacher, rows=rows)
+    return teacher.trajectories()
 
 
 def interpolating(angles: list[float]) -> list[float]:
