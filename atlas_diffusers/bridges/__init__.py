@@ -1,6 +1,7 @@
 """Schrödinger bridges: between the particles being sampled and references, and between two data sets."""
 
 from .dynamic_bridge import DynamicBridge
+from .gate import GatedBridge
 from .schrodinger_bridge import BridgeCoupling, BridgeState, SchrodingerBridgeSolver
 
-__all__ = ["BridgeCoupling", "BridgeState", "DynamicBridge", "SchrodingerBridgeSolver"]
+__all__ = ["BridgeCoupling", "BridgeState", "DynamicBridge", "GatedBridge", "SchrodingerBridgeSolver"]

@@ -1,11 +1,14 @@
 """CLIP tokenizers and text encoders, made from a list of captions without any download."""
 
+import threading
 from collections import Counter
 
 import torch
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+# a fast tokenizer keeps how it pads and cuts as state, which threads that share it would change under each other
+_TOKENIZING = threading.Lock()
 BOS, EOS, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
@@ -88,5 +91,12 @@ def build_text_encoder(
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str], length: int | None = None) -> torch.Tensor:
     """Token ids padded to ``length``, by default the tokenizer's own, ``(len(texts), length)``."""
     length = length or tokenizer.model_max_length
-    batch = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    with _TOKENIZING:
+        batch = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return batch.input_ids
+
+
+def count_tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> list[int]:
+    """Tokens of each text, uncut, with the marks of begin and end."""
+    with _TOKENIZING:
+        return [len(ids) for ids in tokenizer(texts).input_ids]

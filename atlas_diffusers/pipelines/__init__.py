@@ -2,10 +2,11 @@
 
 import importlib
 
+from .base import AtlasPipelineOutput
 from .pipeline_atlas import AtlasPipeline
 from .pipeline_bridge import AtlasBridgePipeline
 
-__all__ = ["AtlasBridgePipeline", "AtlasPipeline", "labelled_grid"]
+__all__ = ["AtlasBridgePipeline", "AtlasPipeline", "AtlasPipelineOutput", "labelled_grid"]
 
 
 def __getattr__(name: str):

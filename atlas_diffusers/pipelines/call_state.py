@@ -7,11 +7,11 @@ from weakref import WeakKeyDictionary
 _LOCAL = threading.local()
 
 
-def _values() -> WeakKeyDictionary:
-    """Attribute values of every living pipeline in this thread."""
+def state_of(pipeline: Any) -> dict[str, Any]:
+    """Values of a pipeline's :class:`PerThread` attributes in this thread, by name."""
     if not hasattr(_LOCAL, "values"):
         _LOCAL.values = WeakKeyDictionary()
-    return _LOCAL.values
+    return _LOCAL.values.setdefault(pipeline, {})
 
 
 class PerThread:
@@ -23,10 +23,8 @@ class PerThread:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, instance, owner=None):
-        if instance is None:
-            return self
-        return _values().get(instance, {}).get(self.name, self.default)
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else state_of(instance).get(self.name, self.default)
 
-    def __set__(self, instance, value) -> None:
-        _values().setdefault(instance, {})[self.name] = value
+    def __set__(self, instance: Any, value: Any) -> None:
+        state_of(instance)[self.name] = value

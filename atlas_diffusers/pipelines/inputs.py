@@ -1,81 +1,85 @@
-"""What a pipeline call may be given; every mistake is a ``ValueError`` that names both sides."""
+"""What a pipeline call is given besides prompts, checked; every mistake is a ``ValueError`` that names both sides."""
 
-import torch
+from typing import TYPE_CHECKING
+
+from ..denoising import Tiles
+from ..schedulers import BaseScheduler
+
+if TYPE_CHECKING:
+    from .base import AtlasPipelineBase
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-def batch_size_of(prompt, class_labels, prompt_embeds) -> int:
-    """Number of prompts or labels, 1 without either."""
-    if isinstance(prompt, list):
-        return len(prompt)
-    if prompt_embeds is not None:
-        return len(prompt_embeds)
-    if class_labels is not None and prompt is None:
-        return torch.as_tensor(class_labels).numel()
-    return 1
-
-
-def check_call_inputs(
-    pipeline, prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds,
-    num_images_per_prompt, height, width, strength, generator, output_type, tensor_inputs,
-) -> None:  # fmt: skip
-    """Raise ``ValueError`` for the first input of ``AtlasPipeline.__call__`` that cannot be used."""
-    _check_text(pipeline, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-    batch = batch_size_of(prompt, class_labels, prompt_embeds)
-    _check_labels(pipeline, class_labels, batch)
-    _check_size(pipeline, height, width)
-    if num_images_per_prompt < 1:
-        raise ValueError(f"num_images_per_prompt={num_images_per_prompt}; expected at least 1")
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength={strength}; expected a number in (0, 1]")
-    if isinstance(generator, list) and len(generator) != batch * num_images_per_prompt:
-        raise ValueError(f"{len(generator)} generators for {batch * num_images_per_prompt} pictures; expected one each")
-    if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type={output_type!r} is unknown; allowed are {OUTPUT_TYPES}")
-    if unknown := [name for name in tensor_inputs if name not in pipeline._callback_tensor_inputs]:
-        raise ValueError(
-            f"callback_on_step_end_tensor_inputs has {unknown}; allowed are {pipeline._callback_tensor_inputs}"
-        )
-
-
-def _check_text(pipeline, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds) -> None:
-    given = {"prompt": prompt, "prompt_embeds": prompt_embeds, "negative_prompt": negative_prompt}
-    if not pipeline.has_text and (unused := [name for name, value in given.items() if value is not None]):
-        raise ValueError(f"this pipeline's network takes no text, but {unused} were given")
-    for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-        is_list = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
-        if not (value is None or isinstance(value, str) or is_list):
-            raise ValueError(f"{name} must be a text or a non-empty list of texts, got {value!r}")
-    if prompt is not None and prompt_embeds is not None:
-        raise ValueError("give prompt or prompt_embeds, not both")
-    if negative_prompt is not None and negative_prompt_embeds is not None:
-        raise ValueError("give negative_prompt or negative_prompt_embeds, not both")
-    if pipeline.has_text and prompt_embeds is None and pipeline.text_encoder is None:
-        raise ValueError("this pipeline has no text_encoder; give prompt_embeds")
-    count = batch_size_of(prompt, None, prompt_embeds)
-    if isinstance(negative_prompt, list) and len(negative_prompt) not in (1, count):
-        raise ValueError(f"{len(negative_prompt)} negative prompts for {count} prompts; expected 1 or {count}")
-    if prompt_embeds is not None and negative_prompt_embeds is not None:
-        if prompt_embeds.shape != negative_prompt_embeds.shape:
-            shapes = tuple(prompt_embeds.shape), tuple(negative_prompt_embeds.shape)
-            raise ValueError(f"prompt_embeds and negative_prompt_embeds differ in shape: {shapes[0]} and {shapes[1]}")
-
-
-def _check_labels(pipeline, class_labels, batch: int) -> None:
-    if class_labels is None:
-        return
-    count = getattr(pipeline.unet.config, "num_class_embeds", None)
-    if count is None:
-        raise ValueError("class_labels were given, but this pipeline's network has no classes")
-    labels = torch.as_tensor(class_labels)
-    if labels.numel() != batch:
-        raise ValueError(f"{labels.numel()} class_labels for {batch} prompts; expected one each")
-    if labels.is_floating_point() or labels.min() < 0 or labels.max() >= count:
-        raise ValueError(f"class_labels must be integers from 0 to {count - 1}, got {labels.flatten().tolist()}")
-
-
-def _check_size(pipeline, height: int, width: int) -> None:
-    multiple = pipeline.vae_scale_factor * getattr(pipeline.unet, "size_multiple", 1)
+def check_size(pipeline: "AtlasPipelineBase", height: int, width: int) -> None:
+    """Both sides are positive multiples of what the network and the VAE divide them by."""
+    multiple = pipeline.size_multiple
     if height < 1 or width < 1 or height % multiple or width % multiple:
         raise ValueError(f"height={height} and width={width} must be positive multiples of {multiple}")
+
+
+def check_strength(strength: float) -> None:
+    """Image-to-image keeps some of the picture and takes at least one step."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength={strength}; expected a number in (0, 1]")
+
+
+def check_generators(generator: object, batch: int) -> None:
+    """A list of generators has one a picture."""
+    if isinstance(generator, list) and len(generator) != batch:
+        raise ValueError(f"{len(generator)} generators for {batch} pictures; expected one each")
+
+
+def check_output_type(output_type: str) -> None:
+    """One of the four that Diffusers' pipelines have."""
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type={output_type!r} is unknown; allowed are {OUTPUT_TYPES}")
+
+
+def check_tensor_inputs(names: list[str], allowed: list[str]) -> None:
+    """A callback gets tensors that there are."""
+    if unknown := [name for name in names if name not in allowed]:
+        raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}; allowed are {allowed}")
+
+
+def check_guider(guider: object, prompts_are_given: bool, is_parted: bool) -> None:
+    """A guider of Diffusers needs a condition, and is called once a step because it may keep state."""
+    if guider is None:
+        return
+    if not prompts_are_given:
+        raise ValueError("a guider needs a prompt, class labels or prompt_embeds")
+    if is_parted:
+        raise ValueError("a guider may keep state from step to step: give no tiles, correctors or network_batch_size")
+
+
+def checked_tiles(pipeline: "AtlasPipelineBase", size: int | None, overlap: int | None) -> Tiles | None:
+    """Tiles in the unit of the latents from sides in pixels; a quarter overlaps by default."""
+    if size is None:
+        if overlap is not None:
+            raise ValueError(f"tile_overlap={overlap} needs tile_size")
+        return None
+    factor, multiple = pipeline.vae_scale_factor, pipeline.size_multiple
+    if size < 1 or size % multiple:
+        raise ValueError(f"tile_size={size} must be a positive multiple of {multiple}")
+    return Tiles(size // factor, (size // 4 if overlap is None else overlap) // factor)
+
+
+def checked_resolutions(pipeline: "AtlasPipelineBase", scheduler: object, height: int, width: int, fixed: dict) -> int:
+    """
+    How many resolutions the network has, or ``ValueError`` with the reason why ``hierarchical=True`` cannot be; ``fixed`` has
+    inputs that cannot be combined with it, by name.
+    """
+    levels = pipeline.unet.config.get("num_resolutions", 1)
+    if levels < 2:
+        raise ValueError(
+            "hierarchical=True needs a network trained at several resolutions (num_resolutions of a recipe); this one has "
+            f"num_resolutions={levels}"
+        )
+    if not isinstance(scheduler, BaseScheduler):
+        raise ValueError(f"hierarchical=True needs a scheduler of this package, got {type(scheduler).__name__}")
+    if given := [name for name, value in fixed.items() if value is not None]:
+        raise ValueError(f"hierarchical=True cannot be combined with {', '.join(given)}")
+    multiple = pipeline.size_multiple * 2 ** (levels - 1)
+    if height % multiple or width % multiple:
+        raise ValueError(f"hierarchical=True: height={height} and width={width} must be multiples of {multiple}")
+    return levels

@@ -2,42 +2,52 @@
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer
+from diffusers.utils.torch_utils import randn_tensor
 
 from ..config import BridgeConfig
-from ..models import AtlasUNet2DModel
+from ..denoising import (
+    ClassifierFreeGuidance,
+    CoupledDenoiser,
+    Denoiser,
+    DiffusersGuidance,
+    LangevinCorrector,
+    SchedulerProcess,
+    noised,
+    plan_stages,
+    sample,
+    sample_coarse_to_fine,
+    set_begin_index,
+    set_stages,
+)
+from ..models.lora_scale import LoraScale
 from ..schedulers import AtlasMultistepScheduler
-from .bridging import AtlasPipelineOutput
-from .call_state import PerThread
-from .coarse_to_fine import CoarseToFineMixin
-from .conditioned import ConditioningMixin
-from .correcting import LangevinCorrector
-from .denoising import DenoisingMixin, DenoisingRun, step_arguments
-from .inputs import batch_size_of, check_call_inputs
-from .latents import LatentsMixin
-from .loading import resolve_pipeline
-from .references import FILE, References, ReferencesMixin
+from .base import AtlasPipelineBase, AtlasPipelineOutput, Generators
+from .callbacks import StepCallback
+from .inputs import (
+    check_generators,
+    check_guider,
+    check_output_type,
+    check_size,
+    check_strength,
+    check_tensor_inputs,
+    checked_resolutions,
+    checked_tiles,
+)
+from .prompts import Prompts
+from .references import References, plan_bridge
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class AtlasPipeline(
-    ReferencesMixin, ConditioningMixin, CoarseToFineMixin, DenoisingMixin, LatentsMixin, DiffusionPipeline,
-    StableDiffusionLoraLoaderMixin,
-):  # fmt: skip
+class AtlasPipeline(AtlasPipelineBase):
     r"""
     Generates pictures with a UNet and any scheduler, in pixels or in the latent space of a VAE.
 
@@ -51,78 +61,6 @@ class AtlasPipeline(
         text_encoder, tokenizer: CLIP text model and tokenizer; ``None`` for a network without text.
         default_num_inference_steps, default_guidance_scale: used where a call does not say; saved with the pipeline.
     """
-
-    model_cpu_offload_seq = "text_encoder->unet->vae"
-    _optional_components = ["vae", "text_encoder", "tokenizer"]
-    _callback_tensor_inputs = ["latents", "prompt_embeds"]
-
-    _guidance_scale = PerThread(7.5)
-    _guidance_rescale = PerThread(0.0)
-    _num_timesteps = PerThread(0)
-    _network_batch_size = PerThread(1)
-    _guided = PerThread(False)
-    _has_guider = PerThread(False)
-
-    def __init__(
-        self,
-        unet: AtlasUNet2DModel | UNet2DConditionModel,
-        scheduler: SchedulerMixin,
-        vae: AutoencoderKL | None = None,
-        text_encoder: CLIPTextModel | None = None,
-        tokenizer: CLIPTokenizer | None = None,
-        default_num_inference_steps: int = 50,
-        default_guidance_scale: float = 7.5,
-    ):
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
-        self.register_to_config(
-            default_num_inference_steps=default_num_inference_steps, default_guidance_scale=default_guidance_scale
-        )
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 1
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-        self._interrupt = False
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """
-        Load a pipeline folder, a hub id, or an embedded pipeline by name (``"atlas-emoji"``).
-
-        Raises:
-            OSError: for an unknown name, a missing component or damaged weights.
-        """
-        path = resolve_pipeline(str(pretrained_model_name_or_path))
-        try:
-            with torch.random.fork_rng():
-                pipeline = super().from_pretrained(path, **kwargs)
-        except SafetensorError as error:
-            raise OSError(f"{path}: weights are damaged: {error}") from error
-        if (Path(path) / FILE).is_file():
-            pipeline.references = References.load(Path(path) / FILE)
-        return pipeline
-
-    # ------------------------------------------------------------------ state that callbacks may read and change
-
-    @property
-    def guidance_scale(self) -> float:
-        """w of the running call; a callback may set ``_guidance_scale``."""
-        return self._guidance_scale
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the next network call has an unconditional half."""
-        return (self._guidance_scale > 1 or self._has_guider) and self._guided
-
-    @property
-    def num_timesteps(self) -> int:
-        """Network calls of the running (or last) call of this thread."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Set ``_interrupt`` to stop after the current step."""
-        return self._interrupt
-
-    # ------------------------------------------------------------------ the call
 
     @torch.no_grad()
     def __call__(
@@ -211,46 +149,88 @@ class AtlasPipeline(
         tensor_inputs = ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
         size = self.unet.config.sample_size * self.vae_scale_factor
         height, width = height or size, width or size
-        check_call_inputs(
-            self, prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds,
-            num_images_per_prompt, height, width, strength, generator, output_type, tensor_inputs,
-        )  # fmt: skip
-        self._guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        self._guidance_rescale, self._interrupt, self._has_guider = guidance_rescale, False, guider is not None
-        self._guided = any(value is not None for value in (prompt, class_labels, prompt_embeds))
+        prompts = Prompts(
+            prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
+        )
+        prompts.check(self)
+        check_size(self, height, width)
+        check_strength(strength)
+        check_generators(generator, prompts.batch)
+        check_output_type(output_type)
+        check_tensor_inputs(tensor_inputs, self._callback_tensor_inputs)
+        is_parted = bool(tile_size or corrector_steps or (network_batch_size or prompts.batch) < prompts.batch)
+        check_guider(guider, prompts.are_given, is_parted)
+        tiles = checked_tiles(self, tile_size, tile_overlap)
+        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        guidance = ClassifierFreeGuidance(max(scale, 1.0), guidance_rescale, guidance_interval)
         if timesteps is None and sigmas is None and num_inference_steps is None:
             num_inference_steps = self.config.default_num_inference_steps
 
-        batch = batch_size_of(prompt, class_labels, prompt_embeds) * num_images_per_prompt
-        scheduler, device = copy.deepcopy(self.scheduler), self._execution_device
-        prompt_embeds, labels = self._conditions(
-            prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds,
-            num_images_per_prompt, (cross_attention_kwargs or {}).get("scale"), device,
-        )  # fmt: skip
-        bridge = self._bridge(references, reference_weights, bridge, prompt, batch, height, width, scheduler)
-        if bridge is not None and bridge.config.steps is not None:
-            if timesteps is not None or sigmas is not None or image is not None:
-                raise ValueError("bridge steps choose the timesteps; give no timesteps, sigmas or image with them")
-            timesteps = bridge.timesteps(num_inference_steps)
-        explicit = timesteps is not None or sigmas is not None
-        retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
-        if isinstance(scheduler, AtlasMultistepScheduler):
-            scheduler.check_guidance_scale(self.guidance_scale if self.do_classifier_free_guidance else 1.0)
-        self._network_batch_size = network_batch_size or batch
-        run = DenoisingRun(
-            scheduler, prompt_embeds, labels, cross_attention_kwargs, step_arguments(scheduler, generator=generator, eta=eta),
-            callback_on_step_end, tensor_inputs, bridge, self._checked_interval(guidance_interval),
-            self._own_guider(guider, bool(tile_size or corrector_steps or self._network_batch_size < batch)),
-            LangevinCorrector(scheduler, corrector_steps, corrector_snr, generator) if corrector_steps else None,
-            self._tiles(tile_size, tile_overlap),
-        )  # fmt: skip
-        if hierarchical:
-            fixed = {"image": image, "latents": latents, "timesteps": timesteps, "sigmas": sigmas, "references": bridge}
-            latents = self._coarse_to_fine(run, batch, height, width, generator, fixed)
-        else:
-            latents, begin = self._start(scheduler, batch, height, width, image, strength, generator, latents)
-            latents = self._denoise(run, latents, begin)
-        report = None if bridge is None else bridge.finish(latents)
-        images = self._decode(latents, output_type)
+        with self._running(scale, prompts.are_given and guider is None):
+            options = dict(cross_attention_kwargs or {})
+            lora_scale = options.pop("scale", None)
+            guided = self.do_classifier_free_guidance or guider is not None
+            conditions, unconditional = prompts.encode(self, guided, lora_scale)
+            scheduler, device = copy.deepcopy(self.scheduler), self._execution_device
+            plan = plan_bridge(self, references, reference_weights, bridge, prompts, height, width)
+            if plan is not None and plan.config.steps is not None:
+                if timesteps is not None or sigmas is not None or image is not None:
+                    raise ValueError("bridge steps choose the timesteps; give no timesteps, sigmas or image with them")
+                timesteps = plan.choose_timesteps(scheduler, num_inference_steps)
+            explicit = timesteps is not None or sigmas is not None
+            retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
+            if isinstance(scheduler, AtlasMultistepScheduler):
+                scheduler.check_guidance_scale(self.guidance_scale if self.do_classifier_free_guidance else 1.0)
+            process = SchedulerProcess(scheduler)
+            corrector = LangevinCorrector(scheduler, corrector_steps, corrector_snr, generator) if corrector_steps else None
+            if hierarchical:
+                fixed = {"image": image, "latents": latents, "timesteps": timesteps, "sigmas": sigmas, "references": plan}
+                stages = plan_stages(scheduler, checked_resolutions(self, scheduler, height, width, fixed))
+                schedulers = set_stages(self.scheduler, stages, device)
+                sides = height >> stages[0].halvings, width >> stages[0].halvings
+                x = self.prepare_latents(prompts.batch, *sides, schedulers[0], generator)
+                calls = [t for each in schedulers for t in each.timesteps.tolist()]
+                run = partial(sample_coarse_to_fine, schedulers=schedulers, stages=stages)
+            else:
+                x, begin = self._start(scheduler, prompts.batch, height, width, image, strength, generator, latents)
+                calls = scheduler.timesteps[begin:].tolist()
+                run = partial(sample, scheduler=scheduler, begin=begin)
+            self._num_timesteps = len(calls)
+            network_options = {"return_dict": False, **({"cross_attention_kwargs": options} if options else {})}
+            denoiser: Any = Denoiser(
+                self.unet, process, conditions, unconditional, network_options,
+                guidance if guider is None else DiffusersGuidance(guider, self.unet, calls), tiles, network_batch_size,
+                LoraScale(self.unet, 1.0 if lora_scale is None else lora_scale),
+            )  # fmt: skip
+            coupling = None if plan is None else plan.coupling(process, scheduler.timesteps)
+            if coupling is not None:
+                denoiser = CoupledDenoiser(denoiser, coupling)
+            callback = None
+            if callback_on_step_end is not None:
+                callback = StepCallback(self, callback_on_step_end, tensor_inputs)
+            x = run(
+                denoiser, x=x, corrector=corrector, callback=callback, progress=self._bar, generator=generator, eta=eta
+            )
+            report = None if coupling is None else coupling.finish(x)
+            images = self._decode(x, output_type, network_batch_size)
         self.maybe_free_model_hooks()
         return AtlasPipelineOutput(images=images, bridge=report) if return_dict else (images,)
+
+    def _start(
+        self, scheduler: Any, batch: int, height: int, width: int, image, strength: float, generator: Generators, latents
+    ) -> tuple[torch.Tensor, int]:
+        """
+        First latents and the index of their timestep: pure noise, or a picture noised so that ``strength`` of the steps
+        remain (image-to-image).
+        """
+        if image is None:
+            return self.prepare_latents(batch, height, width, scheduler, generator, latents), 0
+        clean = self._encode_image(image, height, width, generator)
+        if batch % len(clean):
+            raise ValueError(f"{len(clean)} pictures do not divide a batch of {batch} samples")
+        clean = clean.repeat_interleave(batch // len(clean), dim=0)
+        steps = -(-len(scheduler.timesteps) // scheduler.order)
+        begin = (steps - max(1, min(int(steps * strength), steps))) * scheduler.order
+        noise = randn_tensor(clean.shape, generator, clean.device, clean.dtype) if latents is None else latents
+        set_begin_index(scheduler, begin)
+        return noised(scheduler, clean, noise, scheduler.timesteps[begin : begin + 1].repeat(len(clean))), begin

@@ -1,26 +1,27 @@
 """Image-to-image along a learned bridge."""
 
 import copy
+import inspect
 
 import torch
 from diffusers.image_processor import PipelineImageInput
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
-from .bridging import AtlasPipelineOutput
-from .denoising import DenoisingRun, step_arguments
-from .inputs import batch_size_of, check_call_inputs
-from .latents import encode_latents, set_begin_index
-from .pipeline_atlas import AtlasPipeline
+from ..denoising import ClassifierFreeGuidance, Denoiser, SchedulerProcess, sample
+from ..models.lora_scale import LoraScale
+from .base import AtlasPipelineBase, AtlasPipelineOutput, Generators
+from .inputs import check_generators, check_output_type, check_size
+from .prompts import Prompts
 
 
-class AtlasBridgePipeline(AtlasPipeline):
+class AtlasBridgePipeline(AtlasPipelineBase):
     r"""
     Carries pictures of one data set to another along the probability flow of a bridge:
 
         dx/ds = v_θ(x, s, caption),   from the picture at s = 1 to the result at s = 0.
 
     The network is trained by ``objective: bridge_matching`` (Tong et al. 2023, arXiv 2307.03672; Shi et al. 2023, arXiv
-    2303.16852). Components as of :class:`AtlasPipeline`; the scheduler is any of Diffusers' flow-matching ones, such as
+    2303.16852). Components as of :class:`AtlasPipeline`; the scheduler is any flow-matching one, such as
     ``FlowMatchEulerDiscreteScheduler``.
     """
 
@@ -37,16 +38,18 @@ class AtlasBridgePipeline(AtlasPipeline):
         guidance_rescale: float = 0.0,
         height: int | None = None,
         width: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> AtlasPipelineOutput | tuple:
         """
+        Carry pictures over.
+
         Args:
             image: one picture or a list, or a tensor in [0, 1], ``(batch, channels, height, width)``.
             prompt, negative_prompt: one text for all pictures, or one each, where the network takes any.
             class_labels: the same for labels.
-            num_inference_steps: network calls; by default the pipeline's.
+            num_inference_steps: network calls; by default the pipeline's. They move evenly from s = 1 to s = 0.
             sigmas: explicit values of s instead, decreasing from 1.
             guidance_scale, guidance_rescale: as of :class:`AtlasPipeline`.
             height, width: size in pixels; by default that of training.
@@ -59,30 +62,47 @@ class AtlasBridgePipeline(AtlasPipeline):
         """
         size = self.unet.config.sample_size * self.vae_scale_factor
         height, width = height or size, width or size
-        latents = self.image_processor.preprocess(image, height=height, width=width)
-        latents = latents.to(device=self._execution_device, dtype=self.unet.dtype)
-        batch = len(latents)
+        check_size(self, height, width)
+        check_output_type(output_type)
+        x = self._encode_image(image, height, width, sample_mode="argmax")
+        prompts = self._prompts_of(len(x), prompt, negative_prompt, class_labels)
+        check_generators(generator, len(x))
+        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        guidance = ClassifierFreeGuidance(max(scale, 1.0), guidance_rescale)
+        with self._running(scale, prompts.are_given):
+            conditions, unconditional = prompts.encode(self, self.do_classifier_free_guidance)
+            scheduler = copy.deepcopy(self.scheduler)
+            if sigmas is None:
+                sigmas = even_sigmas(scheduler, num_inference_steps or self.config.default_num_inference_steps)
+            steps = None if sigmas is not None else num_inference_steps or self.config.default_num_inference_steps
+            retrieve_timesteps(scheduler, steps, self._execution_device, sigmas=sigmas)
+            self._num_timesteps = len(scheduler.timesteps)
+            denoiser = Denoiser(
+                self.unet, SchedulerProcess(scheduler), conditions, unconditional, {"return_dict": False}, guidance,
+                context=LoraScale(self.unet),
+            )  # fmt: skip
+            x = sample(denoiser, scheduler, x, progress=self._bar, generator=generator)
+            images = self._decode(x, output_type)
+        self.maybe_free_model_hooks()
+        return AtlasPipelineOutput(images=images) if return_dict else (images,)
+
+    def _prompts_of(self, batch: int, prompt, negative_prompt, class_labels) -> Prompts:
+        """One prompt or label a picture, from one for all or one each."""
         prompt = [prompt] * batch if isinstance(prompt, str) else prompt
         class_labels = [class_labels] * batch if isinstance(class_labels, int) else class_labels
-        conditioned = prompt is not None or class_labels is not None
-        repeats = 1 if conditioned else batch
-        check_call_inputs(
-            self, prompt, negative_prompt, class_labels, None, None, repeats, height, width, 1.0, generator, output_type, []
-        )
-        if (count := batch_size_of(prompt, class_labels, None) * repeats) != batch:
-            raise ValueError(f"{count} prompts or labels for {batch} pictures; expected one each")
-        self._guidance_scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
-        self._guidance_rescale, self._interrupt, self._has_guider = guidance_rescale, False, False
-        self._guided, self._network_batch_size = conditioned, batch
-        scheduler, device = copy.deepcopy(self.scheduler), self._execution_device
-        states, labels = self._conditions(prompt, negative_prompt, class_labels, None, None, repeats, None, device)
-        if self.vae is not None:
-            latents = encode_latents(self.vae, latents, sample_mode="argmax")
-        steps = None if sigmas is not None else num_inference_steps or self.config.default_num_inference_steps
-        retrieve_timesteps(scheduler, steps, device, sigmas=sigmas)
-        set_begin_index(scheduler, 0)
-        run = DenoisingRun(scheduler, states, labels, None, step_arguments(scheduler, generator=generator))
-        latents = self._denoise(run, latents)
-        images = self._decode(latents, output_type)
-        self.maybe_free_model_hooks()
-        return AtlasPipelineOutput(images=images, bridge=None) if return_dict else (images,)
+        copies = batch if prompt is None and class_labels is None else 1
+        prompts = Prompts(prompt, negative_prompt, class_labels, copies=copies)
+        prompts.check(self)
+        if prompts.batch != batch:
+            raise ValueError(f"{prompts.batch} prompts or labels for {batch} pictures; expected one each")
+        return prompts
+
+
+def even_sigmas(scheduler: object, count: int) -> list[float] | None:
+    """
+    ``1, 1 − 1/N, …, 1/N``: N calls that move like N steps, where a scheduler's own spacing leaves the last call next to
+    nothing; ``None`` for a scheduler that takes no sigmas.
+    """
+    if "sigmas" not in inspect.signature(scheduler.set_timesteps).parameters:
+        return None
+    return [1 - step / count for step in range(count)]

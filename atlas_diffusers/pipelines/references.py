@@ -3,17 +3,23 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..bridges import SchrodingerBridgeSolver
+from ..bridges import GatedBridge, SchrodingerBridgeSolver
 from ..conditioning import tokenize
 from ..config import BridgeConfig
 from ..config.reading import validate
-from .bridging import BridgeRun
+from ..denoising import ReferenceCoupling, SchedulerProcess, bridge_timesteps, gate_timestep
 from .latents import encode_latents
+from .prompts import Prompts
+
+if TYPE_CHECKING:
+    from .base import AtlasPipelineBase
 
 FILE = "references.safetensors"
 
@@ -52,88 +58,118 @@ class References:
             return cls(stored.get_tensor("references"), weights, captions)
 
 
-class ReferencesMixin:
-    """References of a pipeline with ``unet``, ``vae``, ``text_encoder`` and ``image_processor``."""
+def read_references(pipeline: "AtlasPipelineBase", given: Any, weights: Any, height: int, width: int) -> References:
+    """References in the space that is sampled, from a tensor, a file, a dataset with ``image`` and ``text``."""
+    if isinstance(given, (str, Path)):
+        given = References.load(given)
+    elif isinstance(given, torch.Tensor):
+        given = References(given)
+    elif not isinstance(given, References):
+        captions = list(given["text"]) if "text" in given.column_names else None
+        images = [on_white(image) for image in given["image"]]
+        given = References(pipeline.image_processor.preprocess(images, height, width), captions=captions)
+    weights = given.weights if weights is None else torch.as_tensor(weights)
+    return References(_to_sampled_space(pipeline, given.values, height, width), weights, given.captions)
 
-    references: References | None = None
 
-    def set_references(self, references, weights: torch.Tensor | None = None) -> None:
-        """
-        Keep references with the pipeline: used by calls with ``bridge=``, saved by ``save_pretrained``.
+def on_white(image: Image.Image) -> Image.Image:
+    """A picture as RGB, what is transparent in it white."""
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
-        Args:
-            references: as in ``__call__``; ``None`` removes them.
-            weights: ``(m,)``, non-negative.
-        """
-        size = self.unet.config.sample_size * self.vae_scale_factor
-        self.references = None if references is None else self._read_references(references, weights, size, size)
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """As in Diffusers; references go into ``references.safetensors``."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if self.references is not None:
-            self.references.save(Path(save_directory) / FILE)
+@torch.no_grad()
+def _to_sampled_space(pipeline: "AtlasPipelineBase", values: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    factor, vae = pipeline.vae_scale_factor, pipeline.vae
+    latent = (pipeline.unet.config.in_channels, height // factor, width // factor)
+    if tuple(values.shape[1:]) == latent:
+        return values
+    if vae is None or tuple(values.shape[1:]) != (3, height, width):
+        pictures = "" if vae is None else f" or pictures {(3, height, width)}"
+        raise ValueError(f"references have shape {tuple(values.shape[1:])}; expected {latent}{pictures}")
+    device, dtype = pipeline._execution_device, vae.dtype
+    return torch.cat([encode_latents(vae, part.to(device, dtype), sample_mode="argmax") for part in values.split(8)])
 
-    def _read_references(self, given, weights, height: int, width: int) -> References:
-        """References in the space that is sampled, from a tensor, a file, a dataset with ``image`` and ``text``."""
-        if isinstance(given, (str, Path)):
-            given = References.load(given)
-        elif isinstance(given, torch.Tensor):
-            given = References(given)
-        elif not isinstance(given, References):
-            captions = list(given["text"]) if "text" in given.column_names else None
-            images = [image.convert("RGB") for image in given["image"]]
-            given = References(self.image_processor.preprocess(images, height, width), captions=captions)
-        weights = given.weights if weights is None else torch.as_tensor(weights)
-        return References(self._to_sampled_space(given.values, height, width), weights, given.captions)
 
-    @torch.no_grad()
-    def _to_sampled_space(self, values: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        latent = (self.unet.config.in_channels, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        if tuple(values.shape[1:]) == latent:
-            return values
-        if self.vae is None or tuple(values.shape[1:]) != (3, height, width):
-            pictures = "" if self.vae is None else f" or pictures {(3, height, width)}"
-            raise ValueError(f"references have shape {tuple(values.shape[1:])}; expected {latent}{pictures}")
-        device, dtype = self._execution_device, self.vae.dtype
-        parts = values.split(8)
-        return torch.cat([encode_latents(self.vae, part.to(device, dtype), sample_mode="argmax") for part in parts])
+def _caption_weights(tokenizer, text_encoder, captions: list[str], prompts: list[str], temperature: float) -> torch.Tensor:
+    """Softmax over references of cos(caption, prompt)/temperature in the text encoder's pooled states, ``(prompts, m)``."""
 
-    def _caption_weights(self, captions: list[str], prompts: list[str], temperature: float) -> torch.Tensor:
-        """Softmax over references of cos(caption, prompt)/temperature in the text encoder's pooled states, ``(prompts, m)``."""
+    def pooled(texts: list[str]) -> torch.Tensor:
+        ids = tokenize(tokenizer, texts).to(text_encoder.device)
+        states = text_encoder(ids).pooler_output
+        return torch.nn.functional.normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1)
 
-        def pooled(texts: list[str]) -> torch.Tensor:
-            ids = tokenize(self.tokenizer, texts).to(self.text_encoder.device)
-            states = self.text_encoder(ids).pooler_output
-            return torch.nn.functional.normalize(states.to(torch.promote_types(states.dtype, torch.float32)), dim=-1)
+    known = torch.cat([pooled(captions[i : i + 256]) for i in range(0, len(captions), 256)])
+    return (pooled(prompts) @ known.T / temperature).softmax(-1)
 
-        known = torch.cat([pooled(captions[i : i + 256]) for i in range(0, len(captions), 256)])
-        return (pooled(prompts) @ known.T / temperature).softmax(-1)
 
-    def _bridge(self, references, weights, bridge, prompt, batch: int, height: int, width: int, scheduler):
-        """The bridge of a call, or ``None`` for a call that has none."""
-        if references is None and bridge is None:
-            if weights is not None:
-                raise ValueError("reference_weights were given without references")
-            return None
-        stored = self.references
-        if references is None and stored is None:
-            raise ValueError("bridge was given, but neither the call nor the pipeline has references")
-        channels = self.unet.config.in_channels, self.unet.config.out_channels
-        if channels[0] != channels[1]:
-            raise ValueError(f"the bridge needs a network with as many channels out as in, got {channels[1]} and {channels[0]}")
-        config = bridge if isinstance(bridge, BridgeConfig) else validate(BridgeConfig, dict(bridge or {}))
-        found = self._read_references(stored if references is None else references, weights, height, width)
-        values = found.values.to(self._execution_device, torch.promote_types(self.unet.dtype, torch.float32))
-        options = {name: getattr(config, name) for name in ("epsilon", "rho", "tolerance", "max_iterations", "solver_type")}
-        if prompt is None or found.captions is None or self.text_encoder is None:
-            solver = SchrodingerBridgeSolver(values, found.weights, **options)
-            return BridgeRun(config, [torch.arange(batch, device=values.device)], [solver], scheduler)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        unique, repeats = list(dict.fromkeys(prompts)), batch // len(prompts)
-        similar = self._caption_weights(found.captions, unique, config.caption_temperature)
-        base = 1.0 if found.weights is None else found.weights.to(similar)
-        solvers = [SchrodingerBridgeSolver(values, row * base, **options) for row in similar]
-        of_sample = torch.tensor([unique.index(text) for text in prompts], device=values.device).repeat_interleave(repeats)
-        groups = [(of_sample == index).nonzero()[:, 0] for index in range(len(unique))]
-        return BridgeRun(config, groups, solvers, scheduler)
+@dataclass
+class BridgePlan:
+    """
+    The bridge of a call, before its steps are chosen.
+
+    Args:
+        config: the call's options.
+        groups: indices of the samples that are coupled together, ``(n,)`` each.
+        solvers: one a group.
+        gate_timestep: where bridge steps of their own end; ``None`` without such steps.
+    """
+
+    config: BridgeConfig
+    groups: list[torch.Tensor]
+    solvers: list[SchrodingerBridgeSolver]
+    gate_timestep: int | None = None
+
+    def choose_timesteps(self, scheduler: Any, network_steps: int) -> list[int]:
+        """``config.steps`` timesteps above the gate, then those of the network."""
+        first, gate = gate_timestep(scheduler, self.solvers, self.config.gate)
+        self.gate_timestep = round(gate)
+        return bridge_timesteps(first, gate, self.config.steps, network_steps)
+
+    def coupling(self, process: SchedulerProcess, timesteps: torch.Tensor) -> ReferenceCoupling:
+        """The coupling of the call whose steps these are."""
+        until = 0.0
+        if self.gate_timestep is not None:
+            until = process.level(timesteps[timesteps <= self.gate_timestep][0]).sigma_hat
+        bridges = [GatedBridge(solver, self.config.gate, until) for solver in self.solvers]
+        strength = self.config.strength if self.config.mode == "correct" else None
+        return ReferenceCoupling(self.groups, bridges, strength)
+
+
+def plan_bridge(
+    pipeline: "AtlasPipelineBase",
+    references: Any,
+    weights: torch.Tensor | None,
+    bridge: BridgeConfig | dict | None,
+    prompts: Prompts,
+    height: int,
+    width: int,
+) -> BridgePlan | None:
+    """The bridge of a call, samples of one prompt in one group; ``None`` for a call that has none."""
+    if references is None and bridge is None:
+        if weights is not None:
+            raise ValueError("reference_weights were given without references")
+        return None
+    stored = pipeline.references
+    if references is None and stored is None:
+        raise ValueError("bridge was given, but neither the call nor the pipeline has references")
+    channels = pipeline.unet.config.in_channels, pipeline.unet.config.out_channels
+    if channels[0] != channels[1]:
+        raise ValueError(f"the bridge needs a network with as many channels out as in, got {channels[1]} and {channels[0]}")
+    config = bridge if isinstance(bridge, BridgeConfig) else validate(BridgeConfig, dict(bridge or {}))
+    found = read_references(pipeline, stored if references is None else references, weights, height, width)
+    values = found.values.to(pipeline._execution_device, torch.promote_types(pipeline.unet.dtype, torch.float32))
+    options = {name: getattr(config, name) for name in ("epsilon", "rho", "tolerance", "max_iterations", "solver_type")}
+    if prompts.prompt is None or found.captions is None or pipeline.text_encoder is None:
+        solver = SchrodingerBridgeSolver(values, found.weights, **options)
+        return BridgePlan(config, [torch.arange(prompts.batch, device=values.device)], [solver])
+    texts = [prompts.prompt] if isinstance(prompts.prompt, str) else prompts.prompt
+    unique = list(dict.fromkeys(texts))
+    similar = _caption_weights(
+        pipeline.tokenizer, pipeline.text_encoder, found.captions, unique, config.caption_temperature
+    )
+    base = 1.0 if found.weights is None else found.weights.to(similar)
+    solvers = [SchrodingerBridgeSolver(values, row * base, **options) for row in similar]
+    of_sample = torch.tensor([unique.index(text) for text in texts], device=values.device)
+    of_sample = of_sample.repeat_interleave(prompts.copies)
+    return BridgePlan(config, [(of_sample == index).nonzero()[:, 0] for index in range(len(unique))], solvers)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 import atlas_diffusers
 
 from ..config import NoiseSchedulerConfig, SamplingMethod
-from ..pipelines.denoising import step_arguments
+from ..denoising import step_arguments
 from ..schedulers import BaseNoiseScheduler
 from ..schedulers import BaseScheduler as BaseSampler
 from ..schedules import output_coefficients

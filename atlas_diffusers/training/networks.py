@@ -11,7 +11,7 @@ import atlas_diffusers
 from ..conditioning import build_text_encoder, build_tokenizer
 from ..config import TrainingConfig, unknown_key
 from ..models import AtlasUNet2DModel
-from ..pipelines.conditioned import reads_text
+from ..pipelines.prompts import reads_text
 from .lora import add_adapters
 
 

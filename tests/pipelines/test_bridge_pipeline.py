@@ -13,7 +13,7 @@ import atlas_diffusers
 from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline
 from atlas_diffusers.bridges import SchrodingerBridgeSolver
 from atlas_diffusers.config import BridgeConfig
-from atlas_diffusers.pipelines.bridging import noise_level
+from atlas_diffusers.denoising import noise_level
 
 STOCK = ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"]
 STOCK += ["UniPCMultistepScheduler"]
@@ -187,7 +187,7 @@ def test_bridge_steps_come_before_those_of_the_network(name):
 
 
 def test_groups_of_one_and_many_particles(tiny_pipeline, caplog):
-    with caplog.at_level("WARNING", logger="atlas_diffusers.pipelines.bridging"):
+    with caplog.at_level("WARNING", logger="atlas_diffusers.denoising.coupling"):
         logging.getLogger("atlas_diffusers").propagate = True
         run(tiny_pipeline, count=2, references=references(), bridge=ALWAYS)
         assert not caplog.records

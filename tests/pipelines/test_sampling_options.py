@@ -14,11 +14,8 @@ from hypothesis import strategies as st
 
 import atlas_diffusers
 from atlas_diffusers import AtlasDDIMScheduler, AtlasEulerScheduler, AtlasPipeline
-from atlas_diffusers.denoising import lift
+from atlas_diffusers.denoising import Tiles, lift, noise_level, plan_stages
 from atlas_diffusers.metrics import energy_distance
-from atlas_diffusers.pipelines.bridging import noise_level
-from atlas_diffusers.pipelines.coarse_to_fine import plan_stages
-from atlas_diffusers.pipelines.tiling import Tiles
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -1,14 +1,12 @@
 """Corrector steps of predictor-corrector sampling."""
 
-import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..schedules import data_coefficients
-from ..schedules.predictions import check_prediction_type
-from .bridging import noise_level
+from .process import SchedulerProcess
 
 
 class LangevinCorrector:
@@ -23,35 +21,39 @@ class LangevinCorrector:
     a correction makes stale, gains at very few steps only.
 
     Args:
-        scheduler: at whose timesteps the levels are read, for any prediction type of ours.
+        scheduler: one whose steps are set, and that has not begun, for any prediction type of ours.
         steps: Langevin steps after every step of the scheduler.
         snr: r; 0.16 in the paper.
         generator: draws z.
 
     Raises:
-        ValueError: for fewer than one step, r that is not positive, and PNDM, whose steps share their network calls.
+        ValueError: for fewer than one step, r that is not positive, a prediction type that is none of ours, and PNDM, whose
+            steps share their network calls.
     """
 
-    def __init__(self, scheduler, steps: int, snr: float = 0.16, generator=None):
+    def __init__(
+        self,
+        scheduler: Any,
+        steps: int,
+        snr: float = 0.16,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ):
         if steps < 1 or not snr > 0:
             raise ValueError(f"corrector_steps={steps}, corrector_snr={snr}; expected at least 1, and a positive number")
         if "PNDM" in type(scheduler).__name__:
             name = type(scheduler).__name__
             raise ValueError(f"corrector_steps={steps}: {name} combines the calls of steps that a corrector would part")
-        self.prediction_type = scheduler.config.get("prediction_type", "epsilon")
-        check_prediction_type(self.prediction_type)
-        # read from a copy that has not begun: Diffusers' schedulers answer by their step once they have
-        self.levels = copy.deepcopy(scheduler)
+        self.process = SchedulerProcess(scheduler)
+        _ = self.process.prediction_type
         self.steps, self.snr, self.generator = steps, snr, generator
 
     def __call__(self, x: torch.Tensor, before: torch.Tensor, now: torch.Tensor, predict: Callable) -> torch.Tensor:
         """``x`` at timestep ``now`` after the steps; unchanged inside a step of several calls, where ``now`` is ``before``."""
-        alpha, sigma = noise_level(self.levels, now)
-        if before == now or alpha == 0:
+        level = self.process.level(now)
+        if before == now or level.alpha == 0:
             return x
-        a, b = data_coefficients(self.prediction_type, alpha, sigma)
         for _ in range(self.steps):
-            score = (alpha * (a * x + b * predict(x, now)) - x) / sigma**2
+            score = (level.alpha * self.process.data(predict(x, now), x, level) - x) / level.sigma**2
             z = randn_tensor(x.shape, self.generator, x.device, x.dtype)
             delta = 2 * (self.snr * _norm(z) / _norm(score)) ** 2
             x = x + delta * score + (2 * delta).sqrt() * z

@@ -15,7 +15,7 @@ class Tiles:
 
     Args:
         size: side of a tile, in (latent) pixels.
-        overlap: what neighbours share at least.
+        overlap: what neighbours share at least, in the same unit.
 
     Raises:
         ValueError: for an overlap that is not in [0, size).

@@ -1,0 +1,248 @@
+"""What our pipelines share: components, state of a running call, prompts, references, latents."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..conditioning import count_tokens, tokenize
+from ..denoising import BridgeReport
+from ..models import AtlasUNet2DModel
+from ..models.lora_scale import LoraScale
+from .call_state import PerThread, state_of
+from .latents import decode_latents, encode_latents
+from .loading import resolve_pipeline
+from .prompts import reads_text
+from .references import FILE, References, read_references
+
+logger = logging.get_logger(__name__)
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+@dataclass
+class AtlasPipelineOutput(ImagePipelineOutput):
+    """``images``, and ``bridge``: the :class:`BridgeReport` of a call with references."""
+
+    bridge: BridgeReport | None = None
+
+
+class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+    """
+    A network, a scheduler and what surrounds them; a subclass adds the call.
+
+    Args:
+        unet: network called as ``unet(sample, t, encoder_hidden_states=..., class_labels=...)``.
+        scheduler: any Diffusers-compatible scheduler.
+        vae: autoencoder of the latent space; ``None`` for pixels in [-1, 1].
+        text_encoder, tokenizer: CLIP text model and tokenizer; ``None`` for a network without text.
+        default_num_inference_steps, default_guidance_scale: used where a call does not say; saved with the pipeline.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components = ["vae", "text_encoder", "tokenizer"]
+    _callback_tensor_inputs = ["latents", "prompt_embeds"]
+
+    _guidance_scale = PerThread(1.0)
+    _is_guided = PerThread(False)
+    _interrupt = PerThread(False)
+    _num_timesteps = PerThread(0)
+
+    references: References | None = None
+
+    def __init__(
+        self,
+        unet: AtlasUNet2DModel | UNet2DConditionModel,
+        scheduler: SchedulerMixin,
+        vae: AutoencoderKL | None = None,
+        text_encoder: CLIPTextModel | None = None,
+        tokenizer: CLIPTokenizer | None = None,
+        default_num_inference_steps: int = 50,
+        default_guidance_scale: float = 7.5,
+    ):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_to_config(
+            default_num_inference_steps=default_num_inference_steps, default_guidance_scale=default_guidance_scale
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 1
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """
+        Load a pipeline folder, a hub id, or an embedded pipeline by name (``"atlas-emoji"``).
+
+        Raises:
+            OSError: for an unknown name, a missing component or damaged weights.
+        """
+        path = resolve_pipeline(str(pretrained_model_name_or_path))
+        try:
+            with torch.random.fork_rng():
+                pipeline = super().from_pretrained(path, **kwargs)
+        except SafetensorError as error:
+            raise OSError(f"{path}: weights are damaged: {error}") from error
+        if (Path(path) / FILE).is_file():
+            pipeline.references = References.load(Path(path) / FILE)
+        return pipeline
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """As in Diffusers; references go into ``references.safetensors``."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.references is not None:
+            self.references.save(Path(save_directory) / FILE)
+
+    def set_references(self, references, weights: torch.Tensor | None = None) -> None:
+        """
+        Keep references with the pipeline: used by calls with ``bridge=``, saved by ``save_pretrained``.
+
+        Args:
+            references: as in ``AtlasPipeline.__call__``; ``None`` removes them.
+            weights: ``(m,)``, non-negative.
+        """
+        size = self.unet.config.sample_size * self.vae_scale_factor
+        self.references = None if references is None else read_references(self, references, weights, size, size)
+
+    # ------------------------------------------------------------------ state that callbacks may read and change
+
+    @property
+    def guidance_scale(self) -> float:
+        """w of the running call; a callback may set ``_guidance_scale``."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the next network call has an unconditional half; false where a guider decides."""
+        return self._is_guided and self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Network calls of the running (or last) call of this thread."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """A callback may set ``_interrupt`` to stop after the current step."""
+        return self._interrupt
+
+    @contextmanager
+    def _running(self, guidance_scale: float, is_guided: bool) -> Iterator[None]:
+        """The state of a call; what was there before comes back, but for the number of network calls."""
+        state = state_of(self)
+        before = dict(state)
+        self._guidance_scale, self._is_guided, self._interrupt = guidance_scale, is_guided, False
+        try:
+            yield
+        finally:
+            count = self._num_timesteps
+            state.clear()
+            state.update(before, _num_timesteps=count)
+
+    def _bar(self, steps: int) -> Any:
+        """A progress bar of Diffusers, for some steps."""
+        return self.progress_bar(total=steps)
+
+    # ------------------------------------------------------------------ text
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the network attends to a prompt."""
+        return reads_text(self.unet.config)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+        lora_scale: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Text states of prompts and negative prompts, ``(batch * num_images_per_prompt, tokens, width)`` each.
+
+        Args:
+            prompt, negative_prompt: texts; one negative prompt serves all prompts, ``None`` is the empty text.
+            device: where the states are wanted.
+            num_images_per_prompt: copies of each prompt, next to each other.
+            do_classifier_free_guidance: without it the negative states are ``None``.
+            prompt_embeds, negative_prompt_embeds: states made before; take the place of the texts.
+            lora_scale: scale of the text encoder's LoRA layers.
+        """
+        device = device or self._execution_device
+        if prompt_embeds is None:
+            prompt_embeds = self._encode([prompt] if isinstance(prompt, str) else prompt, device, lora_scale)
+        count = len(prompt_embeds)
+        if do_classifier_free_guidance and negative_prompt_embeds is None:
+            negative = [negative_prompt or ""] * count if not isinstance(negative_prompt, list) else negative_prompt
+            negative_prompt_embeds = self._encode(negative, device, lora_scale)
+        prompt_embeds = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
+        if do_classifier_free_guidance:
+            negative_prompt_embeds = negative_prompt_embeds.to(device).expand(count, -1, -1)
+            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
+        return prompt_embeds, negative_prompt_embeds
+
+    def _encode(self, texts: list[str], device: torch.device, lora_scale: float | None) -> torch.Tensor:
+        limit = self.tokenizer.model_max_length
+        cut = [text for text, count in zip(texts, count_tokens(self.tokenizer, texts)) if count > limit]
+        if cut:
+            logger.warning(f"prompts longer than {limit} tokens are cut at the end: {cut}")
+        ids = tokenize(self.tokenizer, texts).to(device)
+        with LoraScale(self.text_encoder, 1.0 if lora_scale is None else lora_scale)():
+            return self.text_encoder(ids).last_hidden_state.to(self.unet.dtype)
+
+    # ------------------------------------------------------------------ latents
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that the sides of a picture are multiples of."""
+        return self.vae_scale_factor * getattr(self.unet, "size_multiple", 1)
+
+    def prepare_latents(
+        self,
+        batch: int,
+        height: int,
+        width: int,
+        scheduler: Any,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Start noise of the scheduler's first level, ``(batch, channels, height / scale, width / scale)``."""
+        factor, device, dtype = self.vae_scale_factor, self._execution_device, self.unet.dtype
+        shape = (batch, self.unet.config.in_channels, height // factor, width // factor)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected {shape}")
+        # a flow starts from noise as it is
+        return latents.to(device=device, dtype=dtype) * getattr(scheduler, "init_noise_sigma", 1.0)
+
+    def _encode_image(
+        self, image: PipelineImageInput, height: int, width: int, generator: Generators = None, sample_mode: str = "sample"
+    ) -> torch.Tensor:
+        """Clean latents of input pictures."""
+        pixels = self.image_processor.preprocess(image, height=height, width=width)
+        pixels = pixels.to(device=self._execution_device, dtype=self.unet.dtype)
+        return pixels if self.vae is None else encode_latents(self.vae, pixels, generator, sample_mode)
+
+    def _decode(self, latents: torch.Tensor, output_type: str, batch_size: int | None = None):
+        """Pictures as ``output_type`` says, from at most ``batch_size`` latents at a time."""
+        if output_type == "latent":
+            return latents
+        if self.vae is not None:
+            parts = latents.split(batch_size or len(latents))
+            latents = torch.cat([decode_latents(self.vae, part) for part in parts])
+        return self.image_processor.postprocess(latents, output_type=output_type)
