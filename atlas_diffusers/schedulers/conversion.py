@@ -7,9 +7,11 @@ import diffusers
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
+from .processes import BETA_OPTIONS, read_process
+
 FAMILY: list[str] = []
 # what a network was trained with: travels to other classes even where it was left at its default
-PROCESS_OPTIONS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+PROCESS_OPTIONS = ("num_train_timesteps", "prediction_type", *BETA_OPTIONS)
 # schedules that every Diffusers scheduler knows; others travel as explicit betas
 STOCK_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -66,7 +68,8 @@ class ConfigConversion:
         betas derived from a schedule's name give way when the schedule is overridden.
         """
         if isinstance(config, dict):
-            config = {**config, "_use_default_values": _without_process(config)}
+            config = read_process(config, kwargs, cls)
+            config["_use_default_values"] = _without_process(config)
             if config.get("_derived_betas") and not kwargs.keys().isdisjoint(PROCESS_OPTIONS):
                 del config["_derived_betas"], config["trained_betas"]
         return super().from_config(config, *args, **kwargs)
@@ -85,7 +88,7 @@ class ConfigConversion:
         """
         c = self.config
         self.register_to_config(_class_name=type(self).__name__, _use_default_values=_without_process(c))
-        if c.beta_schedule == "cosine" and not overridden:
+        if c.beta_schedule == "cosine" and c.snr_shift_scale == 1 and not overridden:
             self.register_to_config(beta_schedule="squaredcos_cap_v2")
-        elif overridden or (c.trained_betas is None and c.beta_schedule not in STOCK_SCHEDULES):
-            self.register_to_config(trained_betas=self.betas.tolist(), _derived_betas=True)
+        elif overridden or c.snr_shift_scale != 1 or (c.trained_betas is None and c.beta_schedule not in STOCK_SCHEDULES):
+            self.register_to_config(trained_betas=self.betas.tolist(), snr_shift_scale=1.0, _derived_betas=True)

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from .processes import is_flow
 from .scheduling_atlas_ddpm import AtlasDDPMScheduler
 
 
@@ -18,6 +19,8 @@ class BaseNoiseScheduler(AtlasDDPMScheduler):
     schedule: ClassVar[str | None] = None
 
     def _setup(self) -> None:
+        if self.schedule is not None and is_flow(self.config):
+            raise ValueError(f"{type(self).__name__} has betas of its own, a flow has none; use AtlasDDPMScheduler")
         if self.schedule is not None:
             self.register_to_config(beta_schedule=self.schedule, trained_betas=None)
         super()._setup()

@@ -8,6 +8,7 @@ import torch
 from ..schedules import NoiseLevel, combine
 from ..schedules.time_grid import TimeGrid
 from .conversion import extend_config
+from .network_step import network_step
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 
@@ -23,6 +24,8 @@ class AtlasDDIMScheduler(BaseScheduler):
         set_alpha_to_one: end at clean data; otherwise at training timestep 0, as Stable Diffusion's configuration does.
         Others: see :class:`BaseScheduler`.
     """
+
+    renoises = True
 
     @extend_config
     def __init__(self, set_alpha_to_one: bool = True):
@@ -45,6 +48,7 @@ class AtlasDDIMScheduler(BaseScheduler):
                 return self.process.level_at(timestep), self.process.level_at(end) if end >= 0 else self._final_level()
         return super()._levels(timestep)
 
+    @network_step
     def step(
         self,
         model_output: torch.Tensor,
@@ -54,6 +58,7 @@ class AtlasDDIMScheduler(BaseScheduler):
         use_clipped_model_output: bool = False,
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: torch.Tensor | None = None,
+        per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """
@@ -67,13 +72,18 @@ class AtlasDDIMScheduler(BaseScheduler):
             use_clipped_model_output: derive ε again from the clipped data prediction.
             generator: source of ``z``; a list has one generator a sample.
             variance_noise: ``z`` itself.
+            per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
+                has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
         if variance_noise is not None and generator is not None:
             raise ValueError("give generator or variance_noise, not both")
-        level, (alpha, sigma) = self._levels(timestep)
+        level, target = self._levels(timestep)
+        alpha, sigma = target
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         data = self.predict_data(output, x, level)
+        if self.config.stochastic_sampling:
+            return self._output(self._renoised(data, target, sample, generator), data, sample.dtype, return_dict)
         if use_clipped_model_output:
             noise = combine(1 / level.sigma, x, -level.alpha / level.sigma, data)
         else:

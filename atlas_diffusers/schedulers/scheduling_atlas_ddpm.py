@@ -6,6 +6,7 @@ import torch
 
 from ..schedules import combine
 from .conversion import extend_config
+from .network_step import network_step
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
@@ -37,12 +38,14 @@ class AtlasDDPMScheduler(BaseScheduler):
         if self.config.variance_type not in VARIANCE_TYPES:
             raise ValueError(f"variance_type={self.config.variance_type!r} is unknown; allowed are {VARIANCE_TYPES}")
 
+    @network_step
     def step(
         self,
         model_output: torch.Tensor,
         timestep: torch.Tensor | int,
         sample: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """
@@ -54,6 +57,8 @@ class AtlasDDPMScheduler(BaseScheduler):
             timestep: an element of ``self.timesteps``.
             sample: ``x_t``, ``(batch, channels, height, width)``; half precision is computed in float32.
             generator: source of ``z``; a list has one generator a sample.
+            per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
+                has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
         index = self._advance(timestep)

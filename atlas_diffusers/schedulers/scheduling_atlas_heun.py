@@ -5,18 +5,19 @@ import torch
 from ..schedules import combine
 from ..schedules.time_grid import TimeGrid
 from .conversion import extend_config
+from .network_step import network_step
 from .scheduling_base import AtlasSchedulerOutput
 from .scheduling_sigma_base import SigmaScheduler
 
 
 class AtlasHeunScheduler(SigmaScheduler):
     r"""
-    Heun, from ``σ̂`` to ``σ̂'`` in two network calls, with ``d = (x̂ − x_0)/σ̂``:
+    Heun, from ``σ`` to ``σ'`` in VE coordinates (where it is σ̂) or on a flow, in two calls, with ``d = (x − x_0)/σ``:
 
-        x̃  = x̂ + (σ̂' − σ̂) d                  (predictor, called at σ̂)
-        x̂' = x̃ + (σ̂' − σ̂) (d̃ − d)/2          (corrector, called at σ̂')
+        x̃  = x + (σ' − σ) d                  (predictor, called at σ)
+        x' = x̃ + (σ' − σ) (d̃ − d)/2          (corrector, called at σ')
 
-    Karras et al. 2022, algorithm 1 (arXiv 2206.00364). Order 2; the step to σ̂ = 0 has no corrector, so N steps take 2N − 1
+    Karras et al. 2022, algorithm 1 (arXiv 2206.00364). Order 2; the step to σ = 0 has no corrector, so N steps take 2N − 1
     calls. A callback may change x̃: the correction is added to what it returns.
 
     Args:
@@ -47,11 +48,14 @@ class AtlasHeunScheduler(SigmaScheduler):
         """Whether the next call is a predictor."""
         return self._derivative is None
 
+    @network_step
     def step(
         self,
         model_output: torch.Tensor,
         timestep: torch.Tensor | float,
         sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """
@@ -60,7 +64,10 @@ class AtlasHeunScheduler(SigmaScheduler):
         Args:
             model_output: the network's prediction at ``timestep``, ``(batch, channels, height, width)``.
             timestep: an element of ``self.timesteps``.
-            sample: ``x̂`` or ``x̃``, same shape; half precision is computed in float32.
+            sample: ``x`` or ``x̃``, same shape; half precision is computed in float32.
+            generator: taken from pipelines that pass one; the step draws no noise.
+            per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
+                has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
         index = self._advance(timestep)
@@ -79,6 +86,6 @@ class AtlasHeunScheduler(SigmaScheduler):
         return self._output(prev, data, sample.dtype, return_dict)
 
     def _derivative_at(self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, sigma: float) -> torch.Tensor:
-        if self.config.prediction_type == "epsilon" and not self._clips:
+        if self.config.prediction_type == self.process.averaged[0] and not self._clips:
             return output
         return combine(1 / sigma, x, -1 / sigma, data)

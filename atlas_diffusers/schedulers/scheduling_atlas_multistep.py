@@ -13,6 +13,8 @@ from ..schedules.time_grid import Request, TimeGrid, grid_option, spaced_grid
 from .adams_bashforth import adams_bashforth
 from .calibration.tables import Calibration, StepTable
 from .conversion import extend_config
+from .network_step import network_step
+from .processes import is_flow
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 SMALLEST_STEP = 1e-9  # in radians
@@ -197,16 +199,15 @@ class AtlasMultistepScheduler(BaseScheduler):
         return getattr(self._grid, "table", None)
 
     def _build_grid(self, request: Request) -> TimeGrid:
-        request.check(self.config)
         steps = request.num_inference_steps
-        if steps is None:
+        if steps is None or request.sigmas is not None or request.timesteps is not None:
             return super()._build_grid(request)
         table = self._calibration.table(steps) if self._calibration else None
         if table is not None:
             return _Nodes(**vars(self.nodes(table.sigmas)), table=table)
         if self.calibrated_steps:
             warnings.warn(f"{steps} steps are not calibrated, only {self.calibrated_steps}; plain nodes are used", stacklevel=5)
-        if self.config.angle_power is None or grid_option(self.config):
+        if self.config.angle_power is None or grid_option(self.config) or is_flow(self.config):
             return super()._build_grid(request)
         spaced_grid(self.config, steps, len(self.process))
         return _Nodes(**vars(self._grid_of([*self._placed(steps), self._final_level().sigma_hat])))
@@ -251,11 +252,14 @@ class AtlasMultistepScheduler(BaseScheduler):
         self._velocities: list[torch.Tensor] = []
         self._angles: list[float] = []
 
+    @network_step
     def step(
         self,
         model_output: torch.Tensor,
         timestep: torch.Tensor | int,
         sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """
@@ -265,6 +269,9 @@ class AtlasMultistepScheduler(BaseScheduler):
             model_output: the network's prediction at ``timestep``, ``(batch, channels, height, width)``.
             timestep: an element of ``self.timesteps``.
             sample: ``x``, same shape; half precision is computed in float32.
+            generator: taken from pipelines that pass one; the step draws no noise.
+            per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
+                has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
         index = self._advance(timestep)

@@ -7,6 +7,7 @@ import torch
 from ..schedules import NoiseLevel, combine
 from ..schedules.time_grid import TimeGrid
 from .conversion import extend_config
+from .network_step import network_step
 from .pndm_calls import PNDMCalls, plms_calls, runge_kutta_calls
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
@@ -72,11 +73,14 @@ class AtlasPNDMScheduler(BaseScheduler):
         build = plms_calls if self.config.skip_prk_steps else runge_kutta_calls
         return build(grid, stride, self.process, self._final_level())
 
+    @network_step
     def step(
         self,
         model_output: torch.Tensor,
         timestep: torch.Tensor | int,
         sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """
@@ -86,6 +90,9 @@ class AtlasPNDMScheduler(BaseScheduler):
             model_output: the network's prediction at ``timestep``, ``(batch, channels, height, width)``.
             timestep: an element of ``self.timesteps``.
             sample: the last step's result, same shape; half precision is computed in float32.
+            generator: taken from pipelines that pass one; the step draws no noise.
+            per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
+                has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
         index = self._advance(timestep)

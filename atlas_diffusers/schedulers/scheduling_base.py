@@ -1,6 +1,7 @@
 """What every sampler shares: configuration, noise process, time grid, position in it. A sampler adds one ``step``."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,13 +11,14 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..schedules import NoiseLevel, NoiseProcess, VariancePreserving, get_betas
-from ..schedules.betas import rescale_zero_terminal_snr
+from ..schedules import NoiseLevel, NoiseProcess, VariancePreserving, combine, get_betas
+from ..schedules.betas import rescale_zero_terminal_snr, shift_snr
 from ..schedules.grids import TIMESTEP_SPACINGS
 from ..schedules.predictions import check_prediction_type
 from ..schedules.time_grid import GRID_OF_OPTION, Request, TimeGrid, as_tensor
 from .conversion import ConfigConversion
 from .position import StepPosition
+from .processes import flow_process, is_flow, settle_flow
 
 ZERO_SNR_FLOOR = 2.0**-24
 
@@ -49,6 +51,10 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
     r"""
     Base of all samplers: owns the noise process ``x_t = α_t x_0 + σ_t ε`` and the grid of steps; a subclass writes ``step``.
 
+    The process is that of betas or, with ``use_flow_sigmas``, ``shift`` or the configuration of a flow scheduler of Diffusers,
+    flow matching ``x_s = (1 − s) x_0 + s ε`` (:class:`~atlas_diffusers.schedules.Flow`). Then the prediction type is
+    `flow_prediction` unless told otherwise, and options of betas are refused.
+
     Args:
         num_train_timesteps: T, the timesteps that the network was trained with.
         beta_start, beta_end: ends of the beta schedule.
@@ -65,6 +71,14 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         clip_sample, clip_sample_range: clamp the data prediction to ±range.
         thresholding, dynamic_thresholding_ratio, sample_max_value: clamp it to a quantile of its own absolute values and
             rescale (Imagen, arXiv 2205.11487). Takes precedence over ``clip_sample``, as in Diffusers.
+        snr_shift_scale: k of ᾱ ← ᾱ/(k + (1 − k)ᾱ) (CogVideoX); becomes ``trained_betas``.
+        use_flow_sigmas: flow matching.
+        shift, flow_shift: k of the flow's ``s ← ks/(1 + (k − 1)s)``, under two names.
+        use_dynamic_shifting, time_shift_type: shift by ``set_timesteps(mu=...)`` instead, `exponential` or `linear`.
+        base_shift, max_shift, base_image_seq_len, max_image_seq_len: μ of the shortest and the longest sequence of tokens.
+        shift_terminal: stretch the flow's sigmas so that this is the last one.
+        invert_sigmas: count the flow's sigmas and timesteps from noise to data (Mochi).
+        stochastic_sampling: end every step at ``α' x_0 + σ' z`` with fresh noise; samplers with a memory refuse it.
 
     Raises:
         ValueError: for unknown names, contradictory grids and betas outside ``(0, 1)``.
@@ -72,6 +86,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
 
     order = 1
     init_noise_sigma = 1.0
+    renoises: ClassVar[bool] = False
+    """Whether the sampler has ``stochastic_sampling``."""
     beta_process: ClassVar[type[VariancePreserving]] = VariancePreserving
 
     @register_to_config
@@ -98,31 +114,53 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
+        snr_shift_scale: float = 1.0,
+        use_flow_sigmas: bool = False,
+        shift: float | None = None,
+        flow_shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        base_shift: float | None = 0.5,
+        max_shift: float | None = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        shift_terminal: float | None = None,
+        invert_sigmas: bool = False,
+        stochastic_sampling: bool = False,
     ):
         self._setup()
 
     # ------------------------------------------------------------------ noise process
 
     def _setup(self) -> None:
+        settle_flow(self)
         self._check_config()
-        self.betas = self._get_beta_schedule()
-        self._register_for_diffusers(type(self)._get_beta_schedule is not BaseScheduler._get_beta_schedule)
-        c = self.config
-        if c.rescale_betas_zero_snr:
-            self.betas = rescale_zero_terminal_snr(self.betas)
-        self.alphas = 1.0 - self.betas
-        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
-        floor = ZERO_SNR_FLOOR if c.rescale_betas_zero_snr else 0.0
-        self.process: NoiseProcess = self.beta_process(self.alphas_cumprod, floor, self._zero_signal)
+        self.process: NoiseProcess = self._make_process()
         self.timesteps, self.sigmas = self.process.training_steps()
         self.num_inference_steps = None
         self._grid: TimeGrid | None = None
         self._plan: _Plan | None = None
         self._step_index = self._begin_index = None
 
+    def _make_process(self) -> NoiseProcess:
+        c, overridden = self.config, type(self)._get_beta_schedule is not BaseScheduler._get_beta_schedule
+        if is_flow(c):
+            if overridden:
+                raise ValueError(f"{type(self).__name__} has betas of its own, a flow has none; use AtlasDDPMScheduler")
+            self.register_to_config(_class_name=type(self).__name__)
+            return flow_process(c)
+        self.betas = shift_snr(self._get_beta_schedule(), c.snr_shift_scale)
+        self._register_for_diffusers(overridden)
+        if c.rescale_betas_zero_snr:
+            self.betas = rescale_zero_terminal_snr(self.betas)
+        self.alphas = 1.0 - self.betas
+        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        floor = ZERO_SNR_FLOOR if c.rescale_betas_zero_snr else 0.0
+        return self.beta_process(self.alphas_cumprod, floor, self._zero_signal)
+
     @property
     def _zero_signal(self) -> bool:
-        """Whether a step may start at α = 0, where ε says nothing about x_0."""
+        """Whether a step of the betas' process may start at α = 0, where ε says nothing about x_0."""
         return self.config.prediction_type != "epsilon"
 
     def _get_beta_schedule(self) -> torch.Tensor:
@@ -139,6 +177,11 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         ):
             if c[name] not in allowed:
                 raise ValueError(f"{name}={c[name]!r} is unknown; allowed are {allowed}")
+        if c.stochastic_sampling and not self.renoises:
+            raise ValueError(
+                f"stochastic_sampling=True: {type(self).__name__} has no fresh noise; use AtlasEulerScheduler, "
+                "AtlasEulerAncestralScheduler or AtlasDDIMScheduler, or set it to False"
+            )
         grids = [option for option in GRID_OF_OPTION if c[option]]
         if len(grids) > 1:
             raise ValueError(f"at most one sigma grid can be used, got {grids}")
@@ -154,25 +197,28 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
-        timesteps: list[int] | None = None,
-        sigmas: list[float] | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
         """
-        Choose the steps; exactly one of the three ways.
+        Choose the steps: exactly one of the three ways, or on a flow several that agree in their number.
 
         Args:
             num_inference_steps: number of steps, placed by ``timestep_spacing`` or the sigma grid of the config.
             device: where ``self.timesteps`` lives.
             timesteps: explicit decreasing training timesteps.
-            sigmas: explicit decreasing VE noise levels σ̂ including the final one (usually 0).
+            sigmas: explicit decreasing VE noise levels σ̂ including the final one (usually 0); on a flow its sigmas, before
+                the shift and without the final one, as Diffusers' pipelines give them.
+            mu: μ of ``use_dynamic_shifting``.
 
         Raises:
             ValueError: if none or several are given, or values are out of range or not decreasing.
         """
         cacheable = type(num_inference_steps) is int and timesteps is None and sigmas is None
-        key = (num_inference_steps, device) if cacheable else None
+        key = (num_inference_steps, device, mu, self.process) if cacheable else None
         if key is None or self._plan is None or self._plan.key != key or self._plan.config is not self._internal_dict:
-            self._plan = self._make_plan(Request(num_inference_steps, timesteps, sigmas), device, key)
+            self._plan = self._make_plan(Request(num_inference_steps, timesteps, sigmas, mu), device, key)
         plan = self._plan
         self.num_inference_steps, self._grid = plan.num_inference_steps, plan.grid
         self.timesteps, self.sigmas = plan.timesteps.clone(), plan.sigmas.clone()
@@ -196,6 +242,21 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
 
     def _reset(self) -> None:
         """Forget what earlier steps left; a sampler with a memory overrides this."""
+
+    @property
+    def shift(self) -> float | None:
+        """The shift of a flow; ``None`` for betas."""
+        return self.process.shift
+
+    def set_shift(self, shift: float) -> None:
+        """Change the shift of a flow, from the next ``set_timesteps`` on; ``ValueError`` for betas."""
+        self.process = self.process.with_shift(shift)
+
+    def dynamic_shift(self, image_seq_len: int) -> float:
+        """μ for a number of tokens: linear between ``base_shift`` and ``max_shift``."""
+        c = self.config
+        slope = (c.max_shift - c.base_shift) / (c.max_image_seq_len - c.base_image_seq_len)
+        return c.base_shift + slope * (image_seq_len - c.base_image_seq_len)
 
     def _final_level(self) -> NoiseLevel:
         return self.process.final_level(self.config.final_sigmas_type)
@@ -232,6 +293,11 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
             limit = limit.clamp(1, c.sample_max_value)
             return (flat.clamp(-limit, limit) / limit).view_as(data)
         return data.clamp(-c.clip_sample_range, c.clip_sample_range) if c.clip_sample else data
+
+    def _renoised(self, data: torch.Tensor, target: NoiseLevel, sample: torch.Tensor, generator) -> torch.Tensor:
+        """``α' x_0 + σ' z`` of ``stochastic_sampling``."""
+        z = self._to_working_dtype(self._noise_like(sample, generator))
+        return combine(target.alpha, data, target.sigma, z)
 
     def _noise_like(self, sample: torch.Tensor, generator) -> torch.Tensor:
         if generator is None:
@@ -276,6 +342,19 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         return alpha * original_samples + sigma * noise
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """``v = α_t ε − σ_t x_0`` (arXiv 2202.00512), one timestep a sample."""
+        """The learned velocity, one timestep a sample: ``α_t ε − σ_t x_0`` (arXiv 2202.00512), on a flow ``ε − x_0``."""
         alpha, sigma = self.levels_at(timesteps, sample)
-        return alpha * noise - sigma * sample
+        return self.process.velocity(sample, noise, alpha, sigma)
+
+    def scale_noise(
+        self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        :meth:`add_noise` as flow pipelines call it: at the level of ``timestep`` or, without one, at the next step or at the
+        one that ``set_begin_index`` chose.
+        """
+        if noise is None:
+            raise ValueError("scale_noise() needs noise=...")
+        if timestep is None:
+            timestep = self.timesteps[self.step_index or self.begin_index or 0]
+        return self.add_noise(sample, noise, torch.as_tensor(timestep).reshape(-1))

@@ -1,4 +1,4 @@
-"""What the samplers in variance-exploding (VE) coordinates share: ``x̂ = x/α = x_0 + σ̂ ε`` with ``σ̂ = σ/α``."""
+"""What the samplers share that go straight: in VE coordinates, ``x̂ = x/α = x_0 + σ̂ ε`` with ``σ̂ = σ/α``, or on a flow."""
 
 import torch
 
@@ -9,9 +9,10 @@ from .scheduling_base import BaseScheduler
 
 class SigmaScheduler(BaseScheduler):
     r"""
-    Base of the samplers that follow the probability-flow ODE ``dx̂/dσ̂ = (x̂ − x_0(x̂, σ̂))/σ̂``.
+    Base of the samplers that follow the probability-flow ODE in the form ``dx/dσ = (x − x_0(x, σ))/σ``, which it has in VE
+    coordinates and on a flow alike.
 
-    The network is called with ``x̂/√(1 + σ̂²)`` (``scale_model_input``), and the first sample is noise times
+    In VE coordinates the network is called with ``x̂/√(1 + σ̂²)`` (``scale_model_input``), and the first sample is noise times
     ``init_noise_sigma``. Karras et al. 2022 (arXiv 2206.00364).
 
     Args:
@@ -51,5 +52,6 @@ class SigmaScheduler(BaseScheduler):
         return self.process.start_scale(first, with_data=self.config.timestep_spacing == "leading")
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
-        """The network's input ``x̂/√(1 + σ̂²)``, which is the VP sample."""
-        return sample * self.process.input_scale(self._grid.source[self.index_for_timestep(timestep)])
+        """The network's input: in VE coordinates ``x̂/√(1 + σ̂²)``, which is the VP sample; on a flow the sample itself."""
+        scale = self.process.input_scale(self._grid.source[self.index_for_timestep(timestep)])
+        return sample if scale == 1 else sample * scale

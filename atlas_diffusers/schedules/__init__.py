@@ -8,6 +8,7 @@ signal-to-noise ratio is ``λ_t = log(α_t / σ_t)``.
 import importlib
 
 from .betas import BETA_SCHEDULES, get_betas, register_beta_schedule, rescale_zero_terminal_snr
+from .flow import Flow
 from .grids import SIGMA_GRIDS, TIMESTEP_SPACINGS, sigma_grid, spaced_timesteps
 from .levels import NoiseLevel, NoiseTable
 from .predictions import PREDICTION_TYPES, combine, data_coefficients, noise_coefficients, output_coefficients
@@ -16,6 +17,7 @@ from .variance_preserving import VarianceExploding, VariancePreserving
 
 __all__ = [
     "BETA_SCHEDULES",
+    "Flow",
     "NoiseLevel",
     "NoiseProcess",
     "NoiseTable",

@@ -131,6 +131,15 @@ def karras_betas(num_train_timesteps: int, beta_start: float, beta_end: float) -
     return 1 - alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
 
 
+def shift_snr(betas: torch.Tensor, scale: float) -> torch.Tensor:
+    """The betas of ``ᾱ_t/(k + (1 − k) ᾱ_t)``: signal-to-noise ratios divided by ``scale`` k (CogVideoX, arXiv 2408.06072)."""
+    if scale == 1:
+        return betas
+    alphas_cumprod = (1 - betas.double()).cumprod(0)
+    shifted = alphas_cumprod / (scale + (1 - scale) * alphas_cumprod)
+    return 1 - shifted / torch.cat([torch.ones(1, dtype=torch.float64), shifted[:-1]])
+
+
 def rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
     """
     Shift and scale √ᾱ_t linearly so that √ᾱ_{T−1} = 0 while √ᾱ_0 stays: the last β becomes 1.

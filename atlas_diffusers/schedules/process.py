@@ -21,10 +21,19 @@ class NoiseProcess(ABC):
     """
 
     averaged = ("epsilon", "v_prediction")
-    """Prediction types that may be averaged over neighbouring calls; others are converted to the first of these."""
+    """Prediction types that may be averaged over neighbouring calls; the first is the slope of samplers that go straight."""
 
     def __init__(self, num_train_timesteps: int):
         self.num_train_timesteps = num_train_timesteps
+
+    output_sign = 1.0
+    """-1 where the network's output has the sign opposite to its prediction type's."""
+    shift: float | None = None
+    """Of a flow's grids."""
+
+    def with_shift(self, shift: float) -> "NoiseProcess":
+        """The same process with another shift of its grids; ``ValueError`` where that has no meaning."""
+        raise ValueError(f"shift={shift} is an option of a flow; this scheduler's process is that of betas")
 
     def __len__(self) -> int:
         return self.num_train_timesteps
@@ -104,6 +113,12 @@ class NoiseProcess(ABC):
     def start_scale(self, level: NoiseLevel, with_data: bool) -> float:
         """Standard deviation of the first sample, at ``level``; ``with_data`` counts in the data's unit variance."""
         return 1.0
+
+    def velocity(
+        self, data: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+    ) -> torch.Tensor:
+        """What a network that predicts the velocity learns: ``α ε − σ x_0``."""
+        return alpha * noise - sigma * data
 
     def data(self, prediction_type: str, output: torch.Tensor, x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """The data prediction x_0 of a network's output at a sample."""

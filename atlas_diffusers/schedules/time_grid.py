@@ -55,12 +55,16 @@ class Request:
     num_inference_steps: int | None = None
     timesteps: Sequence[float] | None = None
     sigmas: Sequence[float] | None = None
+    mu: float | None = None
 
     def check(self, config: Any) -> None:
-        """Raise ``ValueError`` unless exactly one is given and agrees with the options of ``config``."""
-        chosen = [name for name, value in vars(self).items() if value is not None]
+        """Raise ``ValueError`` unless, for betas, exactly one is given and agrees with the options of ``config``."""
+        ways = {"num_inference_steps": self.num_inference_steps, "timesteps": self.timesteps, "sigmas": self.sigmas}
+        chosen = [name for name, value in ways.items() if value is not None]
         if len(chosen) != 1:
-            raise ValueError(f"give exactly one of {list(vars(self))}, got {chosen or 'none'}")
+            raise ValueError(f"give exactly one of {list(ways)}, got {chosen or 'none'}")
+        if self.mu is not None:
+            raise ValueError(f"mu={self.mu} shifts a flow; this scheduler's process is that of betas")
         grid = grid_option(config)
         if self.timesteps is not None and grid is not None:
             raise ValueError(f"timesteps cannot be set together with {grid}=True; give sigmas, or switch {grid} off")

@@ -1,0 +1,117 @@
+"""From a configuration, Diffusers' own included, to the noise process of a scheduler."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ..schedules import Flow
+
+FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "LTXEulerAncestralRFScheduler")
+OTHER_PROCESSES = (
+    "AmusedScheduler", "CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler", "CosineDPMSolverMultistepScheduler",
+    "DDPMWuerstchenScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "FlowMapEulerDiscreteScheduler",
+    "FlowMatchLCMScheduler", "IPNDMScheduler", "KarrasVeScheduler", "PiflowScheduler", "SCMScheduler", "ScoreSdeVeScheduler",
+    "ScoreSdeVpScheduler", "VQDiffusionScheduler",
+)  # fmt: skip
+SAME_ALGORITHM = {
+    "AtlasDDIMScheduler": ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler"),
+    "AtlasDDPMScheduler": ("DDPMScheduler", "DDPMParallelScheduler"),
+}
+BETA_OPTIONS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "snr_shift_scale")
+FLOW_OPTIONS = (
+    "use_flow_sigmas", "shift", "flow_shift", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift",
+    "base_image_seq_len", "max_image_seq_len", "shift_terminal", "invert_sigmas",
+)  # fmt: skip
+# defaults of a flow, whose networks and pipelines differ
+FLOW_DEFAULTS = {
+    "prediction_type": "flow_prediction",
+    "timestep_spacing": "linspace",
+    "set_alpha_to_one": True,
+    "skip_prk_steps": True,
+}
+ONLY_WITH_BETAS = (*BETA_OPTIONS, "rescale_betas_zero_snr", "variance_type", "interpolation_type", "timestep_type")
+ONLY_WITH_A_FLOW = ("flow_shift", "use_dynamic_shifting", "shift_terminal", "invert_sigmas", "time_shift_type")
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is that of flow matching."""
+    return bool(config.get("use_flow_sigmas")) or config.get("shift") is not None or config.get("_class_name") in FLOW_CLASSES
+
+
+def read_process(config: dict[str, Any], overrides: dict[str, Any], cls: type) -> dict[str, Any]:
+    """
+    A configuration of any scheduler, complete for ``cls``: what its class implies is said, what its process does not read is
+    left out.
+
+    Raises:
+        ValueError: for a class of Diffusers whose process is none of ours.
+    """
+    name, config = config.get("_class_name"), dict(config)
+    if name in OTHER_PROCESSES:
+        raise ValueError(
+            f"{name} has a noise process that {cls.__name__} does not have; supported are configurations with betas, and of "
+            f"flow matching ({', '.join(FLOW_CLASSES[:2])}, or use_flow_sigmas=True)"
+        )
+    defaults = set(config.get("_use_default_values", ()))
+    if name in SAME_ALGORITHM.get(cls.__name__, ()):
+        config.setdefault("clip_sample", True)  # Diffusers' default, which files may leave out
+        defaults.discard("clip_sample")
+    if str(name).startswith("CogVideoX"):
+        config.setdefault("snr_shift_scale", 3.0)
+        defaults.discard("snr_shift_scale")
+    if "shift" in overrides or "flow_shift" in overrides:
+        config.pop("shift", None), config.pop("flow_shift", None)
+    if is_flow(config):
+        config["use_flow_sigmas"] = True
+        defaults -= {"shift", "use_flow_sigmas"}
+    elif is_flow(overrides):
+        unread = {"prediction_type", *(option for option in FLOW_DEFAULTS if option in defaults)}
+        config = {option: value for option, value in config.items() if option not in unread}
+    if is_flow({**config, **overrides}):
+        config = {option: value for option, value in config.items() if option not in ONLY_WITH_BETAS}
+    else:
+        config.pop("flow_shift", None)
+    return {**config, "_use_default_values": [option for option in defaults if option in config]}
+
+
+def settle_flow(scheduler: Any) -> None:
+    """
+    Complete the configuration of a flow, so that every scheduler of Diffusers with flow sigmas reads it as ours do.
+
+    Raises:
+        ValueError: for options that only betas have, or, without a flow, that only a flow has.
+    """
+    c, signature = scheduler.config, inspect.signature(type(scheduler).__init__).parameters
+    given = [name for name in signature if name != "self" and c[name] != signature[name].default]
+    if not is_flow(c):
+        for name in ONLY_WITH_A_FLOW:
+            if name in given:
+                raise ValueError(f"{name}={c[name]!r} is an option of a flow; set use_flow_sigmas=True, or leave it out")
+        return
+    for name in ONLY_WITH_BETAS:
+        if name in given:
+            raise ValueError(
+                f"{name}={c[name]!r} is an option of betas, which a flow (use_flow_sigmas={c.use_flow_sigmas}, "
+                f"shift={c.shift}) does not have; leave it out"
+            )
+    if {"shift", "flow_shift"} <= set(given) and c.shift != c.flow_shift:
+        raise ValueError(f"shift={c.shift} and flow_shift={c.flow_shift} are two names of one option; give one of them")
+    left_out = set(c.get("_use_default_values", ()))
+    completed = {name: value for name, value in FLOW_DEFAULTS.items() if name in signature and name in left_out}
+    shift = c.flow_shift if c.shift is None else c.shift
+    completed |= {"use_flow_sigmas": True, "shift": shift, "flow_shift": shift}
+    travel = {*completed, *FLOW_OPTIONS, "num_train_timesteps"}  # even where they were left at their defaults
+    scheduler.register_to_config(**completed, _use_default_values=sorted(left_out - travel))
+
+
+def flow_process(config: Any) -> Flow:
+    """The flow of a configuration; with `epsilon`, which says nothing about x_0 at α = 0, it starts a little below."""
+    return Flow(
+        config.num_train_timesteps,
+        config.shift,
+        dynamic=config.use_dynamic_shifting,
+        time_shift_type=config.time_shift_type,
+        terminal=config.shift_terminal,
+        inverted=config.invert_sigmas,
+        zero_signal=config.prediction_type != "epsilon",
+    )
