@@ -8,6 +8,7 @@ from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 PACKAGE = __name__.partition(".")[0]
 
 CLASSES = {
+    "AtlasTransformer2DModel": ".models",
     "AtlasUNet2DModel": ".models",
     "AtlasDDPMScheduler": ".schedulers",
     "AtlasDDIMScheduler": ".schedulers",

@@ -86,7 +86,9 @@ class TrainingConfig(StrictModel):
     seed: int = 0
     dataset: DatasetConfig = DatasetConfig()
     init_from: str | None = Field(None, description="pipeline whose network, text encoder and tokenizer training starts from")
-    model: dict[str, Any] = Field(default_factory=dict, description="arguments of AtlasUNet2DModel")
+    model: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of AtlasUNet2DModel, or of the network that `_class_name` among them names"
+    )
     text_encoder: TextEncoderConfig | None = TextEncoderConfig()
     train_text_encoder: bool = Field(True, description="false keeps the text encoder of init_from as it is")
     lora: LoRAConfig | None = Field(None, description="train adapters of init_from instead of its weights")

@@ -2,9 +2,10 @@
 
 import importlib
 
+from .transformer_atlas import AtlasTransformer2DModel
 from .unet_atlas import AtlasUNet2DModel
 
-__all__ = ["AtlasUNet2DModel", "HighResLatentScoreModel", "build_highres_score_model"]
+__all__ = ["AtlasTransformer2DModel", "AtlasUNet2DModel", "HighResLatentScoreModel", "build_highres_score_model"]
 
 
 def __getattr__(name: str):

@@ -13,6 +13,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils import apply_lora_scale
 from torch import nn
 
+from .conditions import check_sample, check_text_states, embed_conditions
+
 
 class AtlasUNetBlock(nn.Module):
     """A residual block followed, where the level asks for it, by a transformer over the pixels of the feature map."""
@@ -178,15 +180,7 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         timestep_cond: torch.Tensor | None,
     ) -> torch.Tensor:
         """Conditioning vector of the residual blocks, ``(batch, 4 * base_channels)``; ``t`` counts in ``[0, T)``."""
-        timestep = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
-        emb = self.time_embedding(self.time_proj(timestep).to(sample.dtype), timestep_cond)
-        if self.class_embedding is not None:
-            if class_labels is None:
-                raise ValueError(f"class_labels are required: num_class_embeds={self.config.num_class_embeds}")
-            emb = emb + self.class_embedding(class_labels).to(sample.dtype)
-        if self.add_embedding is not None:
-            emb = emb + self.add_embedding(encoder_hidden_states)
-        return emb
+        return embed_conditions(self, sample, timestep, encoder_hidden_states, class_labels, timestep_cond)
 
     @property
     def size_multiple(self) -> int:
@@ -195,15 +189,10 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
 
     def check_inputs(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor | None) -> None:
         """Raise ``ValueError`` if the sample's shape or the text states do not fit this network."""
-        c, multiple = self.config, self.size_multiple
-        if sample.ndim != 4 or sample.shape[1] != c.in_channels:
-            raise ValueError(f"sample has shape {tuple(sample.shape)}; expected (batch, {c.in_channels}, height, width)")
-        if sample.shape[2] % multiple or sample.shape[3] % multiple:
-            raise ValueError(f"sample is {sample.shape[2]}x{sample.shape[3]}; both sides must be multiples of {multiple}")
+        c = self.config
+        check_sample(sample, c.in_channels, self.size_multiple)
         if c.cross_attention_levels or c.addition_embed_type:
-            found = None if encoder_hidden_states is None else tuple(encoder_hidden_states.shape)
-            if found is None or len(found) != 3 or found[-1] != c.cross_attention_dim:
-                raise ValueError(f"encoder_hidden_states: expected (batch, tokens, {c.cross_attention_dim}), got {found}")
+            check_text_states(encoder_hidden_states, c.cross_attention_dim)
 
     @apply_lora_scale("cross_attention_kwargs")
     @apply_lora_scale("attention_kwargs")

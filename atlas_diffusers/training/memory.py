@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from ..config import TrainingConfig
-from .networks import new_unet
+from .networks import new_network
 
 FLOAT = 4
 
@@ -64,7 +64,7 @@ def estimate_memory(config: TrainingConfig) -> TrainingMemory:
     if config.init_from is not None or config.text_encoder is not None:
         raise ValueError("memory is estimated for recipes with new networks and text_encoder: null")
     with torch.device("meta"):
-        unet = new_unet(config).train()
+        unet = new_network(config).train()
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         size = config.micro_batch_size or config.batch_size

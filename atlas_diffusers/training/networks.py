@@ -10,9 +10,11 @@ import atlas_diffusers
 
 from ..conditioning import build_text_encoder, build_tokenizer
 from ..config import TrainingConfig, unknown_key
-from ..models import AtlasUNet2DModel
+from ..models import AtlasTransformer2DModel, AtlasUNet2DModel
 from ..pipelines.prompts import reads_text
 from .lora import add_adapters
+
+NETWORKS = {network.__name__: network for network in (AtlasUNet2DModel, AtlasTransformer2DModel)}
 
 
 @dataclass
@@ -106,16 +108,19 @@ def _new_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     if (t := config.text_encoder) is not None:
         tokenizer = build_tokenizer(captions, t.vocab_size, t.max_length)
         text_encoder = build_text_encoder(tokenizer, t.hidden_size, t.num_layers, t.num_heads)
-    return Networks(new_unet(config), text_encoder, tokenizer, None, None)
+    return Networks(new_network(config), text_encoder, tokenizer, None, None)
 
 
-def new_unet(config: TrainingConfig) -> AtlasUNet2DModel:
+def new_network(config: TrainingConfig) -> AtlasUNet2DModel | AtlasTransformer2DModel:
     """The network that a recipe describes; sizes that it does not give are those of the data and of the text encoder."""
-    d = config.dataset
+    d, name = config.dataset, config.model.get("_class_name", "AtlasUNet2DModel")
+    if name not in NETWORKS:
+        raise ValueError(f"model._class_name={name!r} is unknown; allowed are {sorted(NETWORKS)}")
     arguments = {"sample_size": d.resolution, "in_channels": d.channels, "out_channels": d.channels, **config.model}
+    arguments.pop("_class_name", None)
     if config.text_encoder is not None:
         arguments.setdefault("cross_attention_dim", config.text_encoder.hidden_size)
-    return _build(AtlasUNet2DModel, arguments, "model")
+    return _build(NETWORKS[name], arguments, "model")
 
 
 def _build(cls: type, arguments: dict, section: str):

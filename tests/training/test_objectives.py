@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from stock_pipelines import build_stock_pipeline, silence
 from test_trainer import build, recipe
 
-from atlas_diffusers import AtlasBridgePipeline, AtlasUNet2DModel
+from atlas_diffusers import AtlasBridgePipeline, AtlasPipeline, AtlasTransformer2DModel, AtlasUNet2DModel
 from atlas_diffusers.config import DatasetConfig, TrainingConfig, validate
 from atlas_diffusers.training import BridgePairs, PictureDataset, Trainer, objectives
 from atlas_diffusers.training.caching import CachedPictures, CaptionCache, TensorCache
@@ -442,3 +442,24 @@ def test_a_damaged_shard_is_made_again_and_named_while_it_is_read(tmp_path, monk
         assert TensorCache(tmp_path, 8, compute)[5].tolist() == [5, -5]
     assert len(warnings) == 3 and all("00001.safetensors is damaged" in text for text in warnings)
     assert TensorCache(tmp_path, 7, compute)[6].tolist() == [6, -6], "a shard of another length is made again"
+
+
+# ---------------------------------------------------------------------- networks of another class
+
+
+@pytest.mark.parametrize("kind", ["cross", "joint"])
+def test_a_recipe_names_its_network(tmp_path, kind):
+    model = {"_class_name": "AtlasTransformer2DModel", "width": 16, "num_layers": 1, "num_heads": 2, "text_attention": kind}
+    run = Trainer(validate(TrainingConfig, recipe(tmp_path, max_steps=2) | {"model": model}))
+    before = {name: value.clone() for name, value in run.parts.unet.state_dict().items()}
+    pipeline = run.train()
+    loaded = AtlasPipeline.from_pretrained(pipeline)
+    assert type(loaded.unet) is AtlasTransformer2DModel and loaded.unet.config.text_attention == kind
+    assert any((value - before[name]).abs().max() > 0 for name, value in loaded.unet.state_dict().items())
+    call = {"num_inference_steps": 2, "output_type": "pt", "generator": seeded(0)}
+    assert loaded(["cat", "dog"], **call).images.std() > 0
+
+
+def test_an_unknown_network_lists_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match="_class_name='ResNet'.*AtlasTransformer2DModel.*AtlasUNet2DModel"):
+        build(tmp_path, model={"_class_name": "ResNet"})
