@@ -299,12 +299,13 @@ def test_the_saved_pipeline_is_the_averaged_network(finished):
     images = []
     for pipeline in (loaded, own):
         pipeline.unet.eval(), pipeline.text_encoder.eval()
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline.to(torch.float64).set_progress_bar_config(disable=True)
         images.append(pipeline("a red ball", num_inference_steps=3, generator=seeded(), output_type="np").images)
+    own.to(torch.float32)
     for p, weight in zip(finished.parameters, kept):
         p.data.copy_(weight)
     # one network is stored channels-last, the other is not
-    np.testing.assert_allclose(*images, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(*images, rtol=0, atol=1e-7)
     assert images[0].shape == (1, 32, 32, 3) and images[0].std() > 0.01
     shadow = dict(zip((id(p) for p in finished.parameters), finished.ema.shadow_params))
     for name, p in finished.networks["unet"].named_parameters():
