@@ -8,9 +8,21 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from tqdm.auto import tqdm
 
-from ..bridges.schrodinger_bridge import BridgeState, SchrodingerBridgeSolver
+from ..bridges import GatedBridge, SchrodingerBridgeSolver
 from ..config import KernelConfig, SamplerConfig
-from ..denoising.resolution import LARGEST_SIGMA, lift, split_steps
+from ..denoising import (
+    ClassifierFreeGuidance,
+    CoupledDenoiser,
+    Denoiser,
+    ReferenceCoupling,
+    SamplingState,
+    SchedulerProcess,
+    lift,
+    sample,
+    split_steps,
+)
+from ..denoising.guidance import Conditions
+from ..denoising.resolution import LARGEST_SIGMA
 
 TRAINED_TIMESTEPS = 1000
 
@@ -82,29 +94,31 @@ class AdvancedHierarchicalDiffusionSampler:
         """
         times, levels = self._times(timesteps), self._levels(shape)
         plan = split_steps(len(times), levels)
-        bridge = None if references is None else _Bridge(references.to(self.device), self.kernel_config, self.config)
-        bar, steps = tqdm(total=len(times), disable=not verbose), []
-        x, size = None, [side >> plan[0][0] for side in shape[2:]]
+        bridges = None if references is None else _Bridges(references.to(self.device), self.kernel_config, self.config)
+        bar, seen, x = tqdm(total=len(times), disable=not verbose), [], None
+
+        def watch(state: SamplingState) -> None:
+            found = state.sample / math.sqrt(1 + scheduler.after**2)
+            if return_intermediates:
+                seen.append(found)
+            if callback is not None:
+                callback(found, times[state.index], [*times, 0.0][state.index + 1])
+            bar.update()
+
         for halvings, begin, end in plan:
             sigmas = [self._sigma_hat(t) / 2**halvings for t in times[begin : end + 1]]
-            ends = [*times[begin + 1 : end + 1], 0.0][: end - begin]
+            scheduler = _ExponentialIntegrator(sigmas if end < len(times) else [*sigmas, 0.0])
             if x is None:
+                size = [side >> halvings for side in shape[2:]]
                 x = sigmas[0] * randn_tensor((*shape[:2], *size), generator, self.device, self.dtype)
             else:
                 x = lift(x, sigmas[0], generator)
-            flow, last = _Multistep(), end == len(times)
-            for index, sigma in enumerate(sigmas if last else sigmas[:-1]):
-                after = 0.0 if last and index == len(sigmas) - 1 else sigmas[index + 1]
-                data = self._data(x, sigma, halvings, times[begin + index], conditioning, bridge)
-                x = flow.step(x, data, sigma, after)
-                bar.update()
-                seen = x / math.sqrt(1 + after**2)
-                if return_intermediates:
-                    steps.append(seen)
-                if callback is not None:
-                    callback(seen, times[begin + index], ends[index])
+            denoiser = self._denoiser(scheduler, len(x), conditioning, {} if halvings else dict(zip(sigmas, times[begin:end])))
+            if bridges is not None:
+                denoiser = CoupledDenoiser(denoiser, bridges.coupling(len(x), halvings))
+            x = sample(denoiser, scheduler, x, first=begin, callback=watch)
         bar.close()
-        return (x, steps) if return_intermediates else x
+        return (x, seen) if return_intermediates else x
 
     def _times(self, timesteps: int | list[float]) -> list[float]:
         if isinstance(timesteps, int):
@@ -144,64 +158,92 @@ class AdvancedHierarchicalDiffusionSampler:
             low, high = (middle, high) if self._sigma_hat(middle) < sigma else (low, middle)
         return (low + high) / 2
 
-    def _data(self, x, sigma: float, halvings: int, t: float, conditioning, bridge: "_Bridge | None") -> torch.Tensor:
-        """The data prediction for ``x̂ = x_0 + σ̂ ε``: of the bridge while it is open, else of the model."""
-        alpha = 1 / math.sqrt(1 + sigma**2)
-        if bridge is not None and (found := bridge.data(alpha * x, alpha, alpha * sigma, halvings)) is not None:
-            return found
-        # at zero signal the noise says nothing about the data: the model is asked where it still does
-        moved = halvings or sigma == LARGEST_SIGMA
-        return x - sigma * self._noise(alpha * x, self._time_of(sigma) if moved else t, conditioning)
+    def _denoiser(
+        self, scheduler: "_ExponentialIntegrator", batch: int, conditioning: Any, times: dict[float, float]
+    ) -> Denoiser:
+        """The model's noise predictions at levels σ̂; ``times`` has those that are known."""
 
-    def _noise(self, x: torch.Tensor, t: float, conditioning) -> torch.Tensor:
-        times = torch.full((len(x),), t, device=x.device)
+        def time_of(sigma: torch.Tensor) -> float:
+            # at zero signal the noise says nothing about the data: the model is asked where it still does
+            at = sigma.item()
+            return times[at] if at in times and at < LARGEST_SIGMA else self._time_of(at)
+
+        process = SchedulerProcess(scheduler)
         if not self.is_network:
-            return self.score_model(x, times) if conditioning is None else self.score_model(x, times, conditioning)
+            given = () if conditioning is None else (conditioning,)
+            return Denoiser(lambda x, s: self.score_model(x, x.new_full((len(x),), time_of(s)), *given), process)
         payload = {"encoder_hidden_states": conditioning} if torch.is_tensor(conditioning) else dict(conditioning or {})
         scale, negative = payload.pop("guidance_scale", 1.0), payload.pop("negative_encoder_hidden_states", None)
         states = payload.pop("encoder_hidden_states", None)
-        states = None if states is None else states.to(x).expand(len(x), -1, -1)
-        guided = scale != 1 and negative is not None
-        if guided:
-            states, x, times = torch.cat([negative.to(x).expand_as(states), states]), torch.cat([x] * 2), times.repeat(2)
-        found = self.score_model(x, (TRAINED_TIMESTEPS - 1) * times, encoder_hidden_states=states, **payload).sample
-        if not guided:
-            return found
-        unconditional, conditional = found.chunk(2)
-        return unconditional + scale * (conditional - unconditional)
+
+        def network(x: torch.Tensor, s: torch.Tensor, **conditions: Any) -> Any:
+            return self.score_model(x, (TRAINED_TIMESTEPS - 1) * x.new_full((len(x),), time_of(s)), **conditions)
+
+        def of_batch(value: torch.Tensor | None) -> Conditions:
+            value = value if value is None else value.to(self.device, self.dtype).expand(batch, -1, -1)
+            return {"encoder_hidden_states": value}
+
+        return Denoiser(
+            network, process, of_batch(states), None if negative is None else of_batch(negative), payload,
+            ClassifierFreeGuidance(scale),
+        )  # fmt: skip
 
 
-class _Multistep:
-    """The update rule, with the data prediction of the step before."""
+class _ExponentialIntegrator:
+    """
+    The update rule as a scheduler, which samples ``x̂ = x_0 + σ̂ ε``; its timesteps are the levels σ̂ themselves.
 
-    def __init__(self):
-        self.last = None
+    Args:
+        sigmas: decreasing levels, the last one where the last step ends.
+    """
 
-    def step(self, x: torch.Tensor, data: torch.Tensor, sigma: float, after: float) -> torch.Tensor:
+    order, config = 1, {"prediction_type": "epsilon"}
+
+    def __init__(self, sigmas: list[float]):
+        self.timesteps = torch.tensor(sigmas[:-1], dtype=torch.float64)
+        self.sigmas, self.index, self.last = sigmas, -1, None
+
+    @property
+    def after(self) -> float:
+        """σ̂ at the end of the step that was taken."""
+        return self.sigmas[self.index + 1]
+
+    def add_noise(self, data: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        """``x_0 + σ̂ ε``."""
+        return data + sigmas.to(data) * noise
+
+    def scale_model_input(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """``x̂/√(1 + σ̂²)``, of unit variance."""
+        return x / math.sqrt(1 + sigma.item() ** 2)
+
+    def step(self, output: torch.Tensor, timestep: torch.Tensor, x: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        """One step, from a noise prediction."""
+        self.index += 1
+        sigma, after = self.sigmas[self.index], self.after
+        data = x - sigma * output
         direction = data
         if self.last is not None and after > 0:
             before, former = self.last
             ratio = math.log(former / sigma) / math.log(sigma / after)
             direction = data + (data - before) / (2 * ratio)
         self.last = (data, sigma)
-        return torch.lerp(direction, x, after / sigma)
+        return (torch.lerp(direction, x, after / sigma),)
 
 
-class _Bridge:
-    """References that stand for the network until one of them explains a sample."""
+class _Bridges:
+    """The bridge to references at every resolution; once it is shut it stays so."""
 
     def __init__(self, references: torch.Tensor, kernel: KernelConfig, config: SamplerConfig):
         self.references, self.kernel, self.config = references, kernel, config
-        self.solver, self.state, self.open, self.halvings = None, BridgeState(), True, None
+        self.last: GatedBridge | None = None
 
-    def data(self, x: torch.Tensor, alpha: float, sigma: float, halvings: int) -> torch.Tensor | None:
-        if not self.open:
-            return None
-        if halvings != self.halvings:
-            small = torch.nn.functional.avg_pool2d(self.references, 2**halvings) if halvings else self.references
-            limit = self.config.sb_iterations
-            self.solver = SchrodingerBridgeSolver(small, solver_type=self.kernel.solver_type, max_iterations=limit)
-            self.state, self.halvings = BridgeState(), halvings
-        coupling = self.solver.couple(x, alpha, sigma, self.state)
-        self.state, self.open = coupling.state, coupling.median_effective_references >= self.config.gate
-        return coupling.data if self.open else None
+    def coupling(self, batch: int, halvings: int) -> ReferenceCoupling:
+        """The coupling of the whole batch with the references, halved as often as the samples are."""
+        small = torch.nn.functional.avg_pool2d(self.references, 2**halvings) if halvings else self.references
+        solver = SchrodingerBridgeSolver(
+            small, solver_type=self.kernel.solver_type, max_iterations=self.config.sb_iterations
+        )
+        bridge = GatedBridge(solver, self.config.gate)
+        bridge.is_open = self.last is None or self.last.is_open
+        self.last = bridge
+        return ReferenceCoupling([torch.arange(batch, device=small.device)], [bridge])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..bridges import SchrodingerBridgeSolver
+from ..bridges import GatedBridge, SchrodingerBridgeSolver
 from ..metrics import manifold_overlap
 from .plots import check_path, new_figure
 
@@ -36,15 +36,12 @@ def denoise(x: torch.Tensor, alpha: float, sigma: float, weights: torch.Tensor) 
 def trajectories(bridged: bool, count: int = 400, steps: int = 40, gate: float = 10.0) -> tuple[torch.Tensor, int]:
     """DDIM paths ``(steps + 1, count, 2)`` of a network with biased weights, and at how many steps it was called."""
     x = torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    solver, state, calls, path = SchrodingerBridgeSolver(ring(count, 1)), None, 0, [x]
+    bridge, calls, path = GatedBridge(SchrodingerBridgeSolver(ring(count, 1)), gate), 0, [x]
     grid = [level(value) for value in torch.linspace(-4, 4, steps + 1).tolist()]
     for (alpha, sigma), (next_alpha, next_sigma) in zip(grid, grid[1:]):
-        data = None
-        if bridged:
-            coupling = solver.couple(x, alpha, sigma, state)
-            state, bridged = coupling.state, coupling.median_effective_references >= gate
-            data = coupling.data if bridged else None
-        if data is None:
+        if bridged and (coupling := bridge.couple(x, alpha, sigma)) is not None:
+            data = coupling.data
+        else:
             data, calls = denoise(x, alpha, sigma, BIAS), calls + 1
         x = next_alpha * data + next_sigma * (x - alpha * data) / sigma
         path.append(x)

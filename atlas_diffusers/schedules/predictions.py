@@ -8,13 +8,16 @@ What a network may predict about ``x = α x_0 + σ ε``, and how each prediction
 | `v_prediction`    | α ε − σ x_0   | arXiv 2202.00512 |
 | `flow_prediction` | ε − x_0       | arXiv 2210.02747 |
 
-All three conversions are linear, so each function returns the two scalars of the combination. ``(α, σ)`` need not be
-normalised: in VE coordinates α is 1 and σ is σ̂. The α and σ inside ``v_prediction`` are the normalised ones.
+All three conversions are linear, so each function returns the two scalars of the combination, or two tensors where α and σ
+are tensors. ``(α, σ)`` need not be normalised: in VE coordinates α is 1 and σ is σ̂. The α and σ inside ``v_prediction`` are
+the normalised ones.
 """
 
 import math
 
 import torch
+
+Number = float | torch.Tensor
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
@@ -34,7 +37,7 @@ def combine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tenso
     return torch.add(x, y, alpha=b) if a == 1 else torch.mul(x, a).add_(y, alpha=b)
 
 
-def data_coefficients(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:
+def data_coefficients(prediction_type: str, alpha: Number, sigma: Number) -> tuple[Number, Number]:
     """``(a, b)`` with ``x_0 = a·x + b·m``."""
     match prediction_type:
         case "epsilon":
@@ -42,14 +45,14 @@ def data_coefficients(prediction_type: str, alpha: float, sigma: float) -> tuple
         case "sample":
             return 0.0, 1.0
         case "v_prediction":
-            norm = math.hypot(alpha, sigma)
+            norm = _norm(alpha, sigma)
             return alpha / norm**2, -sigma / norm
         case "flow_prediction":
             return 1 / (alpha + sigma), -sigma / (alpha + sigma)
     raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
 
 
-def noise_coefficients(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:
+def noise_coefficients(prediction_type: str, alpha: Number, sigma: Number) -> tuple[Number, Number]:
     """``(a, b)`` with ``ε = a·x + b·m``."""
     match prediction_type:
         case "epsilon":
@@ -57,14 +60,14 @@ def noise_coefficients(prediction_type: str, alpha: float, sigma: float) -> tupl
         case "sample":
             return 1 / sigma, -alpha / sigma
         case "v_prediction":
-            norm = math.hypot(alpha, sigma)
+            norm = _norm(alpha, sigma)
             return sigma / norm**2, alpha / norm
         case "flow_prediction":
             return 1 / (alpha + sigma), alpha / (alpha + sigma)
     raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
 
 
-def output_coefficients(prediction_type: str, alpha: float, sigma: float) -> tuple[float, float]:
+def output_coefficients(prediction_type: str, alpha: Number, sigma: Number) -> tuple[Number, Number]:
     """``(a, b)`` with ``m = a·ε + b·x_0``: the training target."""
     match prediction_type:
         case "epsilon":
@@ -72,8 +75,12 @@ def output_coefficients(prediction_type: str, alpha: float, sigma: float) -> tup
         case "sample":
             return 0.0, 1.0
         case "v_prediction":
-            norm = math.hypot(alpha, sigma)
+            norm = _norm(alpha, sigma)
             return alpha / norm, -sigma / norm
         case "flow_prediction":
             return 1.0, -1.0
     raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
+
+
+def _norm(alpha: Number, sigma: Number) -> Number:
+    return torch.hypot(alpha, sigma) if torch.is_tensor(alpha) else math.hypot(alpha, sigma)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 import atlas_diffusers
 
 from ..config import NoiseSchedulerConfig, SamplingMethod
-from ..denoising import step_arguments
+from ..denoising import ClassifierFreeGuidance, Denoiser, SamplingState, SchedulerProcess, sample
 from ..schedulers import BaseNoiseScheduler
 from ..schedulers import BaseScheduler as BaseSampler
 from ..schedules import output_coefficients
@@ -125,33 +125,28 @@ class DiffusionPipeline:
         sampler.set_timesteps(num_inference_steps, device=device)
         x = randn_tensor(tuple(shape), generator, device, torch.float32) if latents is None else latents.to(device)
         x = x * sampler.init_noise_sigma
-        guided = classifier_free_guidance and guidance_scale != 1 and encoder_hidden_states is not None
-        states = self._states(encoder_hidden_states, negative_encoder_hidden_states, len(x), guided, device)
-        extra = step_arguments(sampler, generator=generator, use_clipped_model_output=self.config.use_clipped_model_output)
-        for index, t in enumerate(tqdm(sampler.timesteps, disable=not progress)):
-            inputs = sampler.scale_model_input(x, t)
-            prediction = _predict(model, torch.cat([inputs] * 2) if guided else inputs, t, states, model_kwargs)
-            if guided:
-                unconditional, conditional = prediction.chunk(2)
-                prediction = unconditional + guidance_scale * (conditional - unconditional)
-            if prediction.shape != x.shape and self.config.variance_type not in ("learned", "learned_range"):
-                raise ValueError(f"the model gives {tuple(prediction.shape)} for a sample of {tuple(x.shape)}")
-            x = sampler.step(prediction, t, x, **extra).prev_sample
-            if callback is not None:
-                callback(index, t, x)
-            if early_stop is not None and early_stop(index, t, x):
-                break
-        return x
+        conditions, unconditional = {}, None
+        if encoder_hidden_states is not None:
+            negative = negative_encoder_hidden_states
+            states = encoder_hidden_states.to(device).expand(len(x), *encoder_hidden_states.shape[1:])
+            conditions = {"encoder_hidden_states": states}
+            without = torch.zeros_like(states) if negative is None else negative.to(device).expand_as(states)
+            unconditional = {"encoder_hidden_states": without}
+        denoiser = Denoiser(
+            model, SchedulerProcess(sampler), conditions, unconditional, model_kwargs,
+            ClassifierFreeGuidance(guidance_scale if classifier_free_guidance else 1.0),
+        )  # fmt: skip
 
-    @staticmethod
-    def _states(states, negative, batch: int, guided: bool, device) -> torch.Tensor | None:
-        if states is None:
-            return None
-        states = states.to(device).expand(batch, *states.shape[1:])
-        if not guided:
-            return states
-        negative = torch.zeros_like(states) if negative is None else negative.to(device).expand_as(states)
-        return torch.cat([negative, states])
+        def watch(state: SamplingState) -> None:
+            seen = state.index, state.timestep, state.sample
+            if callback is not None:
+                callback(*seen)
+            state.stopped = early_stop is not None and early_stop(*seen)
+
+        return sample(
+            denoiser, sampler, x, callback=watch, progress=lambda steps: tqdm(total=steps, disable=not progress),
+            generator=generator, use_clipped_model_output=self.config.use_clipped_model_output,
+        )  # fmt: skip
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """``α_t x_0 + σ_t ε``, one timestep a sample."""
@@ -168,13 +163,6 @@ def device_of(model) -> torch.device:
     return next((p.device for p in weights), torch.device("cpu"))
 
 
-def _predict(model, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor | None, kwargs: dict) -> torch.Tensor:
-    result = model(x, t, **kwargs) if states is None else model(x, t, encoder_hidden_states=states, **kwargs)
-    if torch.is_tensor(result):
-        return result
-    return result[0] if isinstance(result, tuple) else result.sample
-
-
 class GaussianModel(nn.Module):
     """The exact prediction for data N(mean, std²) under a pipeline's noise process: a network that needs no training."""
 
@@ -187,7 +175,5 @@ class GaussianModel(nn.Module):
         alpha, sigma = self.scheduler.levels_at(t.reshape(-1), like=x)
         data = self.mean + alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2) * (x - alpha * self.mean)
         noise = (x - alpha * data) / sigma
-        rows = zip(alpha.flatten().tolist(), sigma.flatten().tolist())
-        weights = [output_coefficients(self.scheduler.config.prediction_type, a, s) for a, s in rows]
-        on_noise, on_data = torch.tensor(weights).to(x).T.reshape(2, *alpha.shape)
+        on_noise, on_data = output_coefficients(self.scheduler.config.prediction_type, alpha, sigma)
         return on_noise * noise + on_data * data

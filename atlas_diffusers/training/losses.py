@@ -64,8 +64,7 @@ def edm_weights(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor, 
     weight = _noise_weight(prediction_type, alpha, sigma)
     if prediction_type == "epsilon":
         return weight + 1 / (_snr(alpha, sigma) * sigma_data**2)
-    b = [data_coefficients(prediction_type, a, s)[1] for a, s in zip(alpha.tolist(), sigma.tolist())]
-    return weight + torch.tensor(b).to(weight) ** 2 / sigma_data**2
+    return weight + data_coefficients(prediction_type, alpha, sigma)[1] ** 2 / sigma_data**2
 
 
 def _snr(alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -76,8 +75,7 @@ def _noise_weight(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor
     """``SNR · b²``, which makes an error of the prediction one of the noise; 1 for `epsilon`, whose b is infinite at α = 0."""
     if prediction_type == "epsilon":
         return torch.ones_like(alpha)
-    levels = zip(alpha.tolist(), sigma.tolist())
-    return torch.tensor([(a / s * data_coefficients(prediction_type, a, s)[1]) ** 2 for a, s in levels]).to(alpha)
+    return (alpha / sigma * data_coefficients(prediction_type, alpha, sigma)[1]) ** 2
 
 
 def offset_noise(
@@ -113,7 +111,7 @@ def denoising_loss(
         alpha, sigma: levels of the batch, ``(batch,)``.
         sample_weights: w, ``(batch,)``, such as :func:`min_snr_weights`; ``None`` weighs every timestep 1.
     """
-    weights = [output_coefficients(prediction_type, a, s) for a, s in zip(alpha.tolist(), sigma.tolist())]
-    a, b = torch.tensor(weights, dtype=output.dtype, device=output.device).T.reshape(2, -1, *[1] * (data.ndim - 1))
+    alpha, sigma = (level.to(output).reshape(-1, *[1] * (data.ndim - 1)) for level in (alpha, sigma))
+    a, b = output_coefficients(prediction_type, alpha, sigma)
     loss = (output - (a * noise + b * data)).square().flatten(1).mean(1)
     return (loss if sample_weights is None else loss * sample_weights.to(loss)).mean()
