@@ -19,7 +19,7 @@ OWN_ARGUMENTS = (
     "latents", "generator", "num_inference_steps", "timesteps", "sigmas", "output_type", "return_dict", *BATCH_ARGUMENTS
 )  # fmt: skip
 PER_SAMPLE = ("prompt", "negative_prompt", "image", "mask_image", "control_image", "video", "class_labels")
-EMBEDDINGS = ("_embeds", "_attention_mask")
+CONDITIONS = ("prompt", "embeds", "class_labels")
 FUNCTION_INSTEAD = "calibrate a function f(sample, timestep) of its network instead"
 
 
@@ -78,9 +78,7 @@ class PipelineModel(Model):
         """Call the pipeline for some trajectories."""
         indices = range(rows.start, rows.stop)
         arguments = {key: _of_rows(key, value, indices) for key, value in self.call.items()}
-        if isinstance(arguments.get("prompt"), str):
-            arguments["prompt"] = [arguments["prompt"]] * len(indices)
-        elif not any(key in PER_SAMPLE or key.endswith(EMBEDDINGS) for key in arguments):
+        if not any(part in key for key in arguments for part in CONDITIONS):
             arguments[next(key for key in BATCH_ARGUMENTS if key in self.known)] = len(indices)
         arguments["generator"] = [torch.Generator().manual_seed(self.seeds[row]) for row in indices]
         if "output_type" in self.known:
@@ -182,10 +180,10 @@ class PipelineModel(Model):
             r, seen, velocities = radius(level, 1.0), [], []
             for call, sample in zip(calls, sent):
                 output, found = self._resume(call, sample, n)
-                # float32 states where the pipeline's are rounded; what it does to a sample between steps, it does to them
-                changed = found.float() if sample is None else found.float() - sample.float()
-                seen.append(changed.flatten(1) / r)
-                velocities.append(self.velocity(output.float(), found.float(), level))
+                output, x_here = (_exact(tensor) for tensor in (output, found))
+                # states stay exact where the pipeline rounds them; what it does to samples between steps, it does to them
+                seen.append((x_here if sample is None else x_here - _exact(sample)).flatten(1) / r)
+                velocities.append(self.velocity(output, x_here, level))
             x = torch.cat(seen) if x is None else x + torch.cat(seen)
             v = torch.cat(velocities)
             check_finite(v, timestep)
@@ -206,9 +204,16 @@ class PipelineModel(Model):
         return asked
 
 
+def _exact(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def _of_rows(name: str, value, rows: Sequence[int]):
-    """What an argument says about some trajectories; lists are taken in turn."""
-    per_sample = name in PER_SAMPLE or name.rstrip("_234") in PER_SAMPLE or name.endswith(EMBEDDINGS)
+    """What an argument says about some trajectories: lists are taken in turn, a text is that of all."""
+    name = name.rstrip("_234")
+    if isinstance(value, str) and name in ("prompt", "negative_prompt"):
+        return [value] * len(rows)
+    per_sample = name in PER_SAMPLE or "embeds" in name or "attention_mask" in name
     if not per_sample or not isinstance(value, (list, torch.Tensor)):
         return value
     chosen = [value[row % len(value)] for row in rows]
