@@ -5,32 +5,13 @@ from itertools import islice
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 
 from ..config import DatasetConfig
+from ..pictures.reading import decode
 
 CAPTIONS_OF_STREAM, SHOWN = 10_000, 5
-
-
-def decode(picture: dict, index: int | None = None, channels: int = 3) -> Image.Image:
-    """A picture of an undecoded image column as RGB (or grey) on white; the ``OSError`` names a file that cannot be read."""
-    import io
-
-    try:
-        source = picture["path"] if picture["bytes"] is None else io.BytesIO(picture["bytes"])
-        with Image.open(source) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I;16"):
-                # convert() would clip everything above 255 to white
-                image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-            image = image.convert("RGBA")
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        # Pillow names damaged files by several kinds of error; a missing picture is None
-        picture = picture or {"path": None}
-        name = picture["path"] or ("of a stream" if index is None else f"number {index}")
-        raise OSError(f"picture {name} cannot be read: {error}") from error
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB" if channels == 3 else "L")
 
 
 def resize(image: Image.Image, resolution: int, center_crop: bool) -> Image.Image:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Sampler
 
 from ..config import DatasetConfig
-from .data import decode
+from ..pictures.reading import decode
 
 SEED_STRIDE = 1_000_003
 
