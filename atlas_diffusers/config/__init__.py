@@ -5,7 +5,7 @@ from .kernels import KernelConfig
 from .models import ConditioningConfig, HighResModelConfig, InferenceConfig, SamplerConfig
 from .noise_scheduler import BetaSchedule, NoiseSchedulerConfig, SamplingMethod
 from .presets import build_preset, list_presets, load_preset, read_recipe
-from .reading import apply_overrides, read_mapping, unknown_key, validate
+from .reading import apply_overrides, merge, read_mapping, unknown_key, validate
 from .training import DatasetConfig, LoRAConfig, TextEncoderConfig, TrainingConfig
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "build_preset",
     "list_presets",
     "load_preset",
+    "merge",
     "read_mapping",
     "read_recipe",
     "unknown_key",

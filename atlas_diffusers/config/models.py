@@ -39,6 +39,7 @@ class HighResModelConfig(StrictModel):
     patch_size: int = Field(1, ge=1)
     norm_num_groups: int = Field(32, ge=1)
     num_resolutions: int = Field(1, ge=1)
+    use_checkpointing: bool = Field(False, description="gradient checkpointing: less memory, a second forward pass")
     lora: LoRAConfig | None = Field(None, description="adapters that it is given at once")
 
 

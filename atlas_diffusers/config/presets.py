@@ -29,8 +29,8 @@ def _experiment(name: str, dataset: dict, model: dict, **options: Any) -> dict[s
     return {
         "output_dir": f"outputs/{name}", "dataset": dataset, "model": model, "text_encoder": None, "scheduler": _COSINE,
         "warmup_steps": 1000, "lr_scheduler": "constant_with_warmup", "weight_decay": 0.0, "ema_decay": 0.9999,
-        "min_snr_gamma": 5.0, "mixed_precision": "bf16", "checkpoint_interval": 5000, "sample_interval": 5000,
-        "guidance_scale": 1.0, **options,
+        "loss_weighting": {"name": "min_snr", "gamma": 5.0}, "mixed_precision": "bf16", "checkpoint_interval": 5000,
+        "sample_interval": 5000, "guidance_scale": 1.0, **options,
     }  # fmt: skip
 
 

@@ -101,6 +101,16 @@ def apply_overrides(data: dict[str, Any], arguments: list[str]) -> dict[str, Any
     return result
 
 
+def merge(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with ``changes``, section by section."""
+    both = {key: merge(data[key], value) for key, value in changes.items() if _are_sections(data.get(key), value)}
+    return {**data, **changes, **both}
+
+
+def _are_sections(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
 def _fields(model: type[BaseModel], location: tuple) -> list[str]:
     """Names that the model at this location knows."""
     for part in location:

@@ -1,11 +1,22 @@
 """The training recipe."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 DEFAULT_STEPS = 1000
-LOSS_WEIGHTS = ("min_snr_gamma", "p2_gamma", "edm_sigma_data")
+# YAML reads an unquoted `no` as false
+PRECISIONS = {True: "fp16", False: "no"}
+# keys from before `loss_weighting`: the name and the option that each stands for
+WEIGHT_KEYS = {"min_snr_gamma": ("min_snr", "gamma"), "p2_gamma": ("p2", "gamma"), "edm_sigma_data": ("edm", "sigma_data")}
+# what the loss of an objective does not read
+NOT_READ = {
+    "denoising": ("source_dataset", "bridge_sigma", "time_distribution", "logit_mean", "logit_std"),
+    "flow_matching": ("source_dataset", "bridge_sigma"),
+    "bridge_matching": (
+        "loss_weighting", "offset_noise", "cache_latents", "scheduler", "time_distribution", "logit_mean", "logit_std",
+    ),
+}  # fmt: skip
 
 
 class StrictModel(BaseModel):
@@ -19,10 +30,15 @@ class DatasetConfig(StrictModel):
 
     name: str = Field(
         "embedded:emoji",
-        description="`embedded:emoji`, `embedded:pictograms` or `embedded:digits`, `imagefolder`, `disk` (`save_to_disk`), a "
-        "parquet file or a hub id",
+        description="`embedded:emoji`, `embedded:pictograms` or `embedded:digits`, a folder of pictures, `imagefolder` (of "
+        "`datasets`), `disk` (`save_to_disk`), a parquet file or a hub id; a root beside any other name is the folder",
     )
-    root: str | None = Field(None, description="folder of an `imagefolder` or `disk` dataset")
+    root: str | None = Field(None, description="folder of pictures, of an `imagefolder` or of a `disk` dataset")
+    captions: Literal["auto", "metadata", "files", "names", "folders"] = Field(
+        "auto",
+        description="of a folder: `metadata.jsonl` or `.csv`, `.txt` files beside the pictures, names of files or of "
+        "subfolders; auto takes the first two, in this order",
+    )
     split: str = "train"
     download: bool = Field(True, description="whether a hub id may be fetched; false takes the local cache only")
     streaming: bool = Field(False, description="read in the order of the source, without a copy on disk")
@@ -40,11 +56,17 @@ class DatasetConfig(StrictModel):
     random_flip: bool = False
     skip_bad_images: bool = Field(False, description="replace a picture that cannot be read by the next one, and count it")
     num_workers: int = Field(0, ge=0)
+    batch_size: int | None = Field(None, ge=1, description="pictures an optimiser step, where the recipe has no batch_size")
 
     @model_validator(mode="after")
     def _has_root(self):
-        if (self.name in ("imagefolder", "disk")) != (self.root is not None):
-            raise ValueError(f"name={self.name!r} with root={self.root!r}: imagefolder and disk need a root, others take none")
+        if self.root is not None and "name" not in self.model_fields_set:
+            self.name = "folder"
+        embedded, folder = self.name.startswith("embedded:"), self.name in ("imagefolder", "disk")
+        if (folder and self.root is None) or (embedded and self.root is not None):
+            raise ValueError(
+                f"name={self.name!r} with root={self.root!r}: imagefolder and disk need a root, embedded data take none"
+            )
         for field, names in (("categories", ("embedded:emoji", "embedded:pictograms")), ("styles", ("embedded:pictograms",))):
             if getattr(self, field) is not None and self.name not in names:
                 raise ValueError(f"{field} choose among the pictures of {' or '.join(names)}; name={self.name!r} has none")
@@ -82,7 +104,7 @@ class LoRAConfig(StrictModel):
 class TrainingConfig(StrictModel):
     """A training run: data, network, noise, optimiser, and what is written when."""
 
-    output_dir: str
+    output_dir: str = "outputs/train"
     seed: int = 0
     dataset: DatasetConfig = DatasetConfig()
     init_from: str | None = Field(None, description="pipeline whose network, text encoder and tokenizer training starts from")
@@ -106,13 +128,22 @@ class TrainingConfig(StrictModel):
     weight_decay: float = Field(0.01, ge=0)
     gradient_clip_norm: float = Field(1.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    min_snr_gamma: float | None = Field(None, gt=0, description="γ of min-SNR weights (arXiv 2303.09556)")
-    p2_gamma: float | None = Field(None, gt=0, description="γ of P2 weights 1/(1 + SNR)^γ (arXiv 2204.00227)")
-    edm_sigma_data: float | None = Field(None, gt=0, description="σ_data of EDM's weights (arXiv 2206.00364)")
-    offset_noise: float = Field(0.0, ge=0, description="standard deviation of a shift of each channel's noise")
-    objective: Literal["denoising", "bridge_matching"] = Field(
-        "denoising", description="`bridge_matching` learns to carry source_dataset to dataset (arXiv 2307.03672)"
+    loss_weighting: dict[str, float | str] | None = Field(
+        None,
+        description="`{name: min_snr, gamma: 5}` (arXiv 2303.09556), `{name: p2, gamma: 1, k: 1}` (arXiv 2204.00227) or "
+        "`{name: edm, sigma_data: 0.5}` (arXiv 2206.00364); null weighs every timestep 1",
     )
+    offset_noise: float = Field(0.0, ge=0, description="standard deviation of a shift of each channel's noise")
+    objective: Literal["denoising", "flow_matching", "bridge_matching"] = Field(
+        "denoising",
+        description="`flow_matching` learns the velocity of straight lines to noise (arXiv 2210.02747), `bridge_matching` to "
+        "carry source_dataset to dataset (arXiv 2307.03672)",
+    )
+    time_distribution: Literal["uniform", "logit_normal"] = Field(
+        "uniform", description="of the times of flow_matching, before timestep_shift (arXiv 2403.03206)"
+    )
+    logit_mean: float = Field(0.0, allow_inf_nan=False, description="of logit_normal times; above 0 is noisier")
+    logit_std: float = Field(1.0, gt=0, allow_inf_nan=False, description="of logit_normal times")
     source_dataset: DatasetConfig | None = Field(None, description="pictures that a bridge starts from")
     bridge_sigma: float = Field(0.0, ge=0, description="σ of the Brownian bridges, in units of [-1, 1]; 0: straight lines")
     coupling: Literal["independent", "sinkhorn", "paired"] = Field(
@@ -126,7 +157,9 @@ class TrainingConfig(StrictModel):
     )
     timestep_shift: float = Field(1.0, gt=0, description="above 1 trains noisy timesteps more often (arXiv 2403.03206)")
     caption_dropout: float = Field(0.1, ge=0, le=1, description="how often the caption is empty, for guidance")
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda v: PRECISIONS.get(v, v))] = Field(
+        "no", description="true is fp16, false no"
+    )
     gradient_checkpointing: bool = False
     cache_latents: bool = Field(False, description="encode every picture once, into safetensors files in output_dir")
     cache_text_embeddings: bool = Field(False, description="the same for captions; the text encoder must not train")
@@ -145,6 +178,21 @@ class TrainingConfig(StrictModel):
     save_dtype: Literal["float32", "float16"] = Field("float32", description="of the saved network's, or adapters', weights")
     guidance_scale: float = Field(3.0, ge=1, description="of sample grids, and the default of the saved pipeline")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_weights(cls, data: Any) -> Any:
+        """`min_snr_gamma: 5` and its like are short for rows of `loss_weighting`."""
+        if not isinstance(data, dict):
+            return data
+        chosen = [key for key in ("loss_weighting", *WEIGHT_KEYS) if data.get(key) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"give at most one of {', '.join(('loss_weighting', *WEIGHT_KEYS))}, got {', '.join(chosen)}")
+        data = {key: value for key, value in data.items() if key not in WEIGHT_KEYS} | {key: data[key] for key in chosen}
+        for key in set(chosen) & set(WEIGHT_KEYS):
+            name, option = WEIGHT_KEYS[key]
+            data["loss_weighting"] = {"name": name, option: data.pop(key)}
+        return data
+
     @property
     def trains_text_encoder(self) -> bool:
         """Whether a text encoder, if there is one, has weights that train."""
@@ -152,6 +200,10 @@ class TrainingConfig(StrictModel):
 
     @model_validator(mode="after")
     def _batches_fit(self):
+        if (loaded := self.dataset.batch_size) is not None:
+            if "batch_size" in self.model_fields_set and self.batch_size != loaded:
+                raise ValueError(f"batch_size={self.batch_size}, but dataset.batch_size={loaded}: give one of them")
+            self.batch_size = loaded
         if self.batch_size % (self.micro_batch_size or self.batch_size):
             raise ValueError(f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}")
         if self.epochs is not None and self.max_steps is not None:
@@ -182,17 +234,18 @@ class TrainingConfig(StrictModel):
 
     @model_validator(mode="after")
     def _objective_fits(self):
-        chosen = [name for name in LOSS_WEIGHTS if getattr(self, name) is not None]
-        if len(chosen) > 1:
-            raise ValueError(f"give at most one of {', '.join(LOSS_WEIGHTS)}, got {', '.join(chosen)}")
+        if self.loss_weighting is not None and "name" not in self.loss_weighting:
+            raise ValueError("loss_weighting needs a name, such as {name: min_snr, gamma: 5}")
         bridging = self.objective == "bridge_matching"
         if bridging != (self.source_dataset is not None):
-            raise ValueError(f"objective={self.objective!r}: bridge_matching needs source_dataset, denoising takes none")
+            raise ValueError(f"objective={self.objective!r}: bridge_matching needs source_dataset, the others take none")
         if self.coupling == "paired" and not bridging:
             raise ValueError("coupling='paired' pairs two data sets: it needs objective='bridge_matching'")
-        if bridging:
-            if not_used := [*chosen, *(name for name in ("offset_noise", "cache_latents", "scheduler") if getattr(self, name))]:
-                raise ValueError(f"{', '.join(not_used)}: not used by objective='bridge_matching'")
-            if self.dataset.streaming or self.source_dataset.streaming:
-                raise ValueError("objective='bridge_matching' pairs pictures by their place: its data cannot be streamed")
+        fields = type(self).model_fields
+        if unread := [name for name in NOT_READ[self.objective] if getattr(self, name) != fields[name].default]:
+            raise ValueError(f"{', '.join(unread)}: not used by objective={self.objective!r}")
+        if self.time_distribution == "uniform" and (self.logit_mean, self.logit_std) != (0.0, 1.0):
+            raise ValueError("logit_mean and logit_std need time_distribution='logit_normal'")
+        if bridging and (self.dataset.streaming or self.source_dataset.streaming):
+            raise ValueError("objective='bridge_matching' pairs pictures by their place: its data cannot be streamed")
         return self

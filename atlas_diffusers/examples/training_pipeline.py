@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import TrainingConfig, load_preset, validate
+from ..config import TrainingConfig, load_preset, merge, validate
 from ..easy_api import create_sampler
 from ..training import Trainer
 
@@ -29,17 +29,19 @@ def run_training(
         preset_name: see :func:`~atlas_diffusers.config.list_presets`.
         dataset_root: folder of pictures, instead of the preset's data.
         checkpoint_dir: where everything is written; a run that was interrupted goes on.
-        device: `cpu`, or by default what Accelerate finds.
+        device: `cpu` or `cuda`; by default what Accelerate finds.
         max_steps: optimiser steps.
-        overrides: further fields of the recipe.
+        overrides: further fields of the recipe; a section changes the keys that it has.
 
     Returns:
         The folder of the pipeline.
 
     Raises:
-        ValueError: for an unknown preset, or fields that are wrong.
+        ValueError: for an unknown preset, fields that are wrong, and a device that is not there.
     """
-    recipe = load_preset(preset_name) | overrides
+    if device not in (None, "cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        raise ValueError(f"device={device!r}: expected cpu or, where torch finds a GPU, cuda")
+    recipe = merge(load_preset(preset_name), overrides)
     if dataset_root is not None:
         dataset = {name: value for name, value in recipe["dataset"].items() if name != "image_column"}
         recipe["dataset"] = dataset | {"name": "imagefolder", "root": str(dataset_root)}

@@ -3,7 +3,7 @@
 from ..config import HighResModelConfig
 from ..models.unet_atlas import AtlasUNet2DModel
 
-OWN = ("conditional", "context_dim", "lora")
+OWN = ("conditional", "context_dim", "lora", "use_checkpointing")
 
 
 def HighResLatentScoreModel(config: HighResModelConfig | None = None, **fields) -> AtlasUNet2DModel:
@@ -22,6 +22,8 @@ def HighResLatentScoreModel(config: HighResModelConfig | None = None, **fields) 
     else:
         arguments["cross_attention_levels"] = []
     model = AtlasUNet2DModel(**arguments)
+    if config.use_checkpointing:
+        model.enable_gradient_checkpointing()
     if config.lora is not None:
         model.add_adapter(config.lora.peft(config.lora.target_modules))
     return model

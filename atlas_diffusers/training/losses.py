@@ -1,25 +1,56 @@
 """The denoising objective: targets, timesteps, weights."""
 
+import inspect
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..config import unknown_key
 from ..schedules import data_coefficients, output_coefficients
+
+
+def stratified_uniform(batch: int, generator: torch.Generator) -> torch.Tensor:
+    """
+    ``u_i = (i + u)/batch``, shuffled: one number a sample, one in each of ``batch`` strata of [0, 1) (Kingma et al. 2021,
+    appendix I.1, arXiv 2107.00630). Returns ``(batch,)``.
+    """
+    offset = torch.rand(1, generator=generator)
+    return (torch.randperm(batch, generator=generator) + offset) / batch
+
+
+def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
+    """``s·u/(1 + (s − 1)·u)``: a shift s above 1 moves times towards noise (Esser et al. 2024, 5.3.2, arXiv 2403.03206)."""
+    return shift * u / (1 + (shift - 1) * u)
 
 
 def stratified_timesteps(
     batch: int, num_train_timesteps: int, generator: torch.Generator, shift: float = 1.0
 ) -> torch.Tensor:
-    """
-    One timestep a sample, one in each of ``batch`` strata of equal probability: ``u_i = (i + u)/batch``, shuffled
-    (Kingma et al. 2021, appendix I.1, arXiv 2107.00630), then ``t_i = ⌊T·s·u_i/(1 + (s − 1)·u_i)⌋``.
-
-    A shift s above 1 moves them towards noise (Esser et al. 2024, section 5.3.2, arXiv 2403.03206); 1 is uniform.
-    Returns ``(batch,)`` int64 in ``[0, T)``.
-    """
-    offset = torch.rand(1, generator=generator)
-    u = (torch.randperm(batch, generator=generator) + offset) / batch
-    t = shift * u / (1 + (shift - 1) * u)
+    """``⌊T·t_i⌋`` of :func:`stratified_uniform` times that are :func:`shifted`: ``(batch,)`` int64 in ``[0, T)``."""
+    t = shifted(stratified_uniform(batch, generator), shift)
     return (t * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+
+
+def flow_times(
+    batch: int, generator: torch.Generator, shift: float = 1.0, logit_normal: tuple[float, float] | None = None
+) -> torch.Tensor:
+    """
+    Times s of ``x = (1 − s) x_0 + s ε``, one in each of ``batch`` strata of equal probability, then :func:`shifted`.
+
+    Args:
+        logit_normal: mean and standard deviation of ``log(s/(1 − s))``, a Gaussian (Esser et al. 2024, 3.1, arXiv 2403.03206);
+            ``None`` is uniform.
+
+    Returns:
+        ``(batch,)`` in (0, 1).
+    """
+    u = stratified_uniform(batch, generator).double()
+    if logit_normal is not None:
+        mean, deviation = logit_normal
+        u = torch.sigmoid(mean + deviation * torch.special.ndtri(u))
+    return shifted(u, shift).float()
 
 
 def min_snr_weights(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor, gamma: float = 5.0) -> torch.Tensor:
@@ -65,6 +96,27 @@ def edm_weights(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor, 
     if prediction_type == "epsilon":
         return weight + 1 / (_snr(alpha, sigma) * sigma_data**2)
     return weight + data_coefficients(prediction_type, alpha, sigma)[1] ** 2 / sigma_data**2
+
+
+# weights of squared errors by name: functions of (prediction_type, alpha, sigma) and their options
+WEIGHTINGS = {"min_snr": min_snr_weights, "p2": p2_weights, "edm": edm_weights}
+
+
+def loss_weighting(name: str, **options: float) -> Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """
+    The weights called ``name`` in ``WEIGHTINGS``, as a function of ``(prediction_type, alpha, sigma)``.
+
+    Raises:
+        ValueError: for an unknown name or option, and options that are no positive numbers.
+    """
+    if name not in WEIGHTINGS:
+        raise ValueError(f"loss_weighting.name={name!r} is unknown; allowed are {list(WEIGHTINGS)}")
+    known = list(inspect.signature(WEIGHTINGS[name]).parameters)[3:]
+    if unknown := [unknown_key(f"loss_weighting.{key}", known) for key in options if key not in known]:
+        raise ValueError(f"{'; '.join(unknown)} ({name} has {', '.join(known)})")
+    if wrong := {key: value for key, value in options.items() if isinstance(value, str) or not value > 0}:
+        raise ValueError(f"loss_weighting: {wrong}; expected positive numbers")
+    return partial(WEIGHTINGS[name], **options)
 
 
 def _snr(alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -1,31 +1,18 @@
 """What a recipe trains: new networks, or those of a pipeline, and the noise process."""
 
-import inspect
-from dataclasses import dataclass
-
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 import atlas_diffusers
 
 from ..conditioning import build_text_encoder, build_tokenizer
-from ..config import TrainingConfig, unknown_key
+from ..config import TrainingConfig
 from ..models import AtlasTransformer2DModel, AtlasUNet2DModel
 from ..pipelines.prompts import reads_text
 from .lora import add_adapters
+from .objectives import OBJECTIVES
+from .parts import Networks, build_part
 
 NETWORKS = {network.__name__: network for network in (AtlasUNet2DModel, AtlasTransformer2DModel)}
-
-
-@dataclass
-class Networks:
-    """Parts of a pipeline; ``text_encoder``, ``tokenizer`` and ``vae`` may be ``None``."""
-
-    unet: torch.nn.Module
-    text_encoder: torch.nn.Module | None
-    tokenizer: object | None
-    vae: torch.nn.Module | None
-    scheduler: object
 
 
 def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
@@ -47,7 +34,7 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
             process = start.scheduler.config
         if config.lora is not None:
             add_adapters(networks.unet, networks.text_encoder, config.lora)
-    networks.scheduler = _scheduler(config, process)
+    networks.scheduler = OBJECTIVES[config.objective].build_scheduler(config, process)
     _freeze(networks, config)
     if config.gradient_checkpointing:
         networks.unet.enable_gradient_checkpointing()
@@ -57,14 +44,6 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     _check_text(networks, config)
     networks.unet.to(memory_format=torch.channels_last)
     return networks
-
-
-def _scheduler(config: TrainingConfig, process: dict):
-    if config.objective == "bridge_matching":
-        return FlowMatchEulerDiscreteScheduler()
-    if config.scheduler is None:
-        return atlas_diffusers.AtlasDDIMScheduler.from_config(process)
-    return scheduler_from_dict(config.scheduler)
 
 
 def _freeze(networks: Networks, config: TrainingConfig) -> None:
@@ -120,23 +99,4 @@ def new_network(config: TrainingConfig) -> AtlasUNet2DModel | AtlasTransformer2D
     arguments.pop("_class_name", None)
     if config.text_encoder is not None:
         arguments.setdefault("cross_attention_dim", config.text_encoder.hidden_size)
-    return _build(NETWORKS[name], arguments, "model")
-
-
-def _build(cls: type, arguments: dict, section: str):
-    """An instance; keys that its constructor does not have, and values of the wrong kind, are a ``ValueError``."""
-    known = list(inspect.signature(cls.__init__).parameters)
-    if unknown := [unknown_key(f"{section}.{key}", known) for key in arguments if key not in known]:
-        raise ValueError("; ".join(unknown))
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{section}: {error}") from error
-
-
-def scheduler_from_dict(config: dict):
-    """A scheduler from its configuration; ``_class_name`` names one of this package's classes."""
-    name = config.get("_class_name", "AtlasDDIMScheduler")
-    if name not in atlas_diffusers.SCHEDULERS:
-        raise ValueError(f"scheduler._class_name={name!r} is unknown; allowed are {atlas_diffusers.SCHEDULERS}")
-    return _build(getattr(atlas_diffusers, name), {k: v for k, v in config.items() if not k.startswith("_")}, "scheduler")
+    return build_part(NETWORKS[name], arguments, "model")

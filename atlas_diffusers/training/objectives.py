@@ -3,21 +3,26 @@
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
+
+import atlas_diffusers
 
 from ..conditioning import tokenize
 from ..config import TrainingConfig
 from ..pipelines.latents import encode_latents
+from ..schedules import Flow
 from .bridge_matching import brownian_bridge
 from .couplings import sinkhorn_pairs
-from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
-from .networks import Networks
+from .losses import denoising_loss, flow_times, loss_weighting, offset_noise, stratified_timesteps
+from .parts import FLOW_SCHEDULERS, Networks, scheduler_from_dict
 
 
 class Objective:
     """
-    A loss of ``(batch, generator)``; ``loss`` of a subclass has the formula.
+    A loss of ``(batch, generator)``; ``loss`` of a subclass has the formula, ``build_scheduler`` the noise process of its
+    pipeline, and ``pipeline`` the name of that pipeline's class.
 
     What belongs to a picture (its noise, its latents, whether its caption is dropped) is drawn from a generator of the
     picture's place in the run; timesteps, pairs and the resolution from ``generator``, the same in every process.
@@ -30,10 +35,23 @@ class Objective:
         embeddings: cached states of captions by text, see :class:`~.caching.CaptionCache`.
     """
 
+    pipeline = "AtlasPipeline"
+
     def __init__(self, config: TrainingConfig, accelerator: Accelerator, networks: Networks, wrapped: dict, embeddings=None):
         self.config, self.accelerator, self.wrapped, self.embeddings = config, accelerator, wrapped, embeddings
         self.vae, self.tokenizer, self.scheduler = networks.vae, networks.tokenizer, networks.scheduler
         self.no_class = networks.unet.config.get("num_class_embeds")
+
+    @staticmethod
+    def build_scheduler(config: TrainingConfig, start: dict):
+        """The scheduler of the recipe, or made of the configuration ``start`` of the pipeline that training starts from."""
+        if config.scheduler is None:
+            scheduler = atlas_diffusers.AtlasDDIMScheduler.from_config(start)
+        else:
+            scheduler = scheduler_from_dict(config.scheduler)
+        if isinstance(scheduler.process, Flow):
+            raise ValueError("the scheduler samples a flow; objective: flow_matching trains for it")
+        return scheduler
 
     def __call__(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         own = [torch.Generator().manual_seed(draw) for draw in batch["draw"].tolist()]
@@ -66,11 +84,11 @@ class Objective:
 
     def _timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """(count,) on the CPU: this process's share of the step's."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        everywhere = stratified_timesteps(
-            count * world, self.scheduler.config.num_train_timesteps, generator, self.config.timestep_shift
-        )
-        return everywhere.chunk(world)[rank]
+        world, steps = self.accelerator.num_processes, self.scheduler.config.num_train_timesteps
+        return self._share(stratified_timesteps(count * world, steps, generator, self.config.timestep_shift))
+
+    def _share(self, everywhere: torch.Tensor) -> torch.Tensor:
+        return everywhere.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
 
     def _predict(
         self, sample: torch.Tensor, timesteps: torch.Tensor, batch: dict, own: list[torch.Generator]
@@ -98,6 +116,11 @@ class Objective:
 class Denoising(Objective):
     """``E w(t) ‖m − m_θ(α x_0 + σ ε, t)‖²``, m the target of the scheduler's prediction type."""
 
+    def __init__(self, config: TrainingConfig, *parts, **more):
+        super().__init__(config, *parts, **more)
+        self.weights = None if config.loss_weighting is None else loss_weighting(**config.loss_weighting)
+        self.prediction_type = self.scheduler.config.get("prediction_type")
+
     def loss(self, data, batch, own, generator, halvings):
         c = self.config
         noise = randn_tensor(data.shape, own, data.device, data.dtype)
@@ -105,18 +128,41 @@ class Denoising(Objective):
             noise = offset_noise(noise, c.offset_noise, own)
         if c.coupling == "sinkhorn":
             noise = noise[sinkhorn_pairs(noise, data, c.coupling_epsilon, generator, relative=True)]
-        timesteps = self._timesteps(len(data), generator)
-        # levels stay on the CPU: the weights are read there
-        alpha, sigma = self.scheduler.levels_at(timesteps, like=torch.empty(0, 1, 1, 1))
-        x = alpha.to(data, non_blocking=True) * data + sigma.to(data, non_blocking=True) * noise
-        output = self._predict(x, timesteps, batch, own)
-        prediction_type, levels = self.scheduler.config.prediction_type, (alpha.flatten(), sigma.flatten())
-        return denoising_loss(output, data, noise, *levels, prediction_type, self._weights(prediction_type, *levels))
+        timesteps, *levels = self._levels(len(data), generator)
+        alpha, sigma = (level.reshape(-1, 1, 1, 1).to(data, non_blocking=True) for level in levels)
+        output = self._predict(alpha * data + sigma * noise, timesteps, batch, own)
+        weights = None if self.weights is None else self.weights(self.prediction_type, *levels)
+        return denoising_loss(output, data, noise, *levels, self.prediction_type, weights)
 
-    def _weights(self, prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor | None:
-        c = self.config
-        choices = ((min_snr_weights, c.min_snr_gamma), (p2_weights, c.p2_gamma), (edm_weights, c.edm_sigma_data))
-        return next((weights(prediction_type, alpha, sigma, value) for weights, value in choices if value is not None), None)
+    def _levels(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Timesteps, α and σ, each (count,), on the CPU, where weights are read."""
+        timesteps = self._timesteps(count, generator)
+        return timesteps, *self.scheduler.levels_at(timesteps, like=torch.empty(0))
+
+
+class FlowMatching(Denoising):
+    """``E w(s) ‖ε − x_0 − v_θ((1 − s) x_0 + s ε, s T)‖²`` (Lipman et al. 2022, arXiv 2210.02747)."""
+
+    def __init__(self, config: TrainingConfig, *parts, **more):
+        super().__init__(config, *parts, **more)
+        self.prediction_type = "flow_prediction"
+
+    @staticmethod
+    def build_scheduler(config: TrainingConfig, start: dict):
+        """The recipe's, or Euler's method with the shift that the times of training have."""
+        given = config.scheduler or {"use_flow_sigmas": True, "shift": config.timestep_shift}
+        scheduler = scheduler_from_dict(given, default="AtlasEulerScheduler", foreign=FLOW_SCHEDULERS)
+        if not isinstance(getattr(scheduler, "process", None), Flow | None):
+            raise ValueError("objective: flow_matching needs the scheduler of a flow: give scheduler.use_flow_sigmas: true")
+        return scheduler
+
+    def _levels(self, count: int, generator: torch.Generator):
+        c, steps = self.config, self.scheduler.config.num_train_timesteps
+        spread = (c.logit_mean, c.logit_std) if c.time_distribution == "logit_normal" else None
+        times = self._share(flow_times(count * self.accelerator.num_processes, generator, c.timestep_shift, spread))
+        # half a step from either end, where weights are infinite
+        times = times.clamp(0.5 / steps, 1 - 0.5 / steps)
+        return times * steps, 1 - times, times
 
 
 class BridgeMatching(Objective):
@@ -124,6 +170,13 @@ class BridgeMatching(Objective):
     ``E ‖v_θ(x_s, s) − dx_s/ds‖²`` on Brownian bridges from the data (s = 0) to the source (s = 1), the direction and the time
     ``s T`` of Diffusers' flow-matching schedulers.
     """
+
+    pipeline = "AtlasBridgePipeline"
+
+    @staticmethod
+    def build_scheduler(config: TrainingConfig, start: dict):
+        """Diffusers' Euler."""
+        return FlowMatchEulerDiscreteScheduler()
 
     def loss(self, data, batch, own, generator, halvings):
         c, steps = self.config, self.scheduler.config.num_train_timesteps
@@ -137,4 +190,4 @@ class BridgeMatching(Objective):
         return (self._predict(x, s * steps, batch, own) + velocity).square().mean()
 
 
-OBJECTIVES = {"denoising": Denoising, "bridge_matching": BridgeMatching}
+OBJECTIVES = {"denoising": Denoising, "flow_matching": FlowMatching, "bridge_matching": BridgeMatching}

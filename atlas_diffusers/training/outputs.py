@@ -12,7 +12,8 @@ from ..pictures.sheets import labelled_grid, to_pictures
 from .data import BridgePairs, PictureDataset
 from .evaluation import Evaluator, call_inputs
 from .lora import write_adapters
-from .networks import Networks
+from .objectives import OBJECTIVES
+from .parts import Networks
 from .sources import load_training_data
 
 GRID = 8
@@ -35,9 +36,7 @@ def load_pictures(config: TrainingConfig, target: DatasetConfig) -> PictureDatas
 
 def build_pipeline(config: TrainingConfig, parts: Networks, networks: dict[str, torch.nn.Module]):
     """The pipeline around the trained networks, or copies of them."""
-    bridging = config.objective == "bridge_matching"
-    cls = atlas_diffusers.AtlasBridgePipeline if bridging else atlas_diffusers.AtlasPipeline
-    pipeline = cls(
+    pipeline = getattr(atlas_diffusers, OBJECTIVES[config.objective].pipeline)(
         unet=networks["unet"],
         scheduler=parts.scheduler,
         vae=parts.vae,

@@ -1,7 +1,10 @@
 """The data set that a recipe names."""
 
+from pathlib import Path
+
 from ..config import DatasetConfig
 from ..pretrained import load_digits, load_emoji, load_pictograms
+from .folders import read_folder
 
 STREAM_SHARDS = 64
 
@@ -37,6 +40,8 @@ def _load(config: DatasetConfig):
         return load_digits(config.split)
     if config.name == "imagefolder":
         return _load_folder(config.root, options)
+    if (folder := folder_of(config)) is not None:
+        return read_folder(folder, config.split, config.captions)
     if config.name == "disk":
         data = datasets.load_from_disk(config.root)
         splits = data if isinstance(data, datasets.DatasetDict) else {"train": data}
@@ -49,11 +54,20 @@ def _load(config: DatasetConfig):
     return datasets.load_dataset(config.name, download_config=local, **options)
 
 
+def folder_of(config: DatasetConfig) -> str | None:
+    """The folder that a data set is, by its root or its name; ``None`` for other sources."""
+    if config.name in ("imagefolder", "disk"):
+        return None
+    return config.root or (config.name if Path(config.name).is_dir() else None)
+
+
 def _load_folder(root: str, options: dict):
     import datasets
 
     try:
         return datasets.load_dataset("imagefolder", data_dir=root, **options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"dataset.root={root!r} cannot be read ({error.__cause__}); are its metadata UTF-8?") from error
     except ValueError as error:
         # a folder with other files only
         raise ValueError(f"dataset.root={root!r} has no pictures in split {options['split']!r}: {error}") from error

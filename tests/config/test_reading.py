@@ -7,7 +7,7 @@ import pytest
 
 from atlas_diffusers import AtlasUNet2DModel
 from atlas_diffusers.config import DatasetConfig, TrainingConfig, apply_overrides, read_mapping, validate
-from atlas_diffusers.training.networks import scheduler_from_dict
+from atlas_diffusers.training.parts import scheduler_from_dict
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +130,7 @@ def test_mistakes_name_field_value_and_remedy(data, message):
 
 def test_every_mistake_is_reported_at_once():
     with pytest.raises(ValueError) as error:
-        validate(TrainingConfig, {"seeds": 1, "learning_rate": -1.0, "dataset": {"num_workers": -2}})
+        validate(TrainingConfig, {"seeds": 1, "learning_rate": -1.0, "dataset": {"num_workers": -2}, "output_dir": 7})
     lines = str(error.value).split("; ")
     assert len(lines) == 4
     for name in ("output_dir", "seeds: unknown key, did you mean 'seed'?", "learning_rate=-1.0", "dataset.num_workers=-2"):

@@ -253,9 +253,9 @@ def test_an_unknown_column_is_reported_with_the_known_ones(column):
         load_training_data(config)
 
 
-@pytest.mark.parametrize("options", [{"name": "imagefolder"}, {"name": "disk"}, {"root": "pictures"}])
+@pytest.mark.parametrize("options", [{"name": "imagefolder"}, {"name": "disk"}, {"root": "pictures", "name": "embedded:emoji"}])
 def test_a_root_belongs_to_a_folder(options):
-    with pytest.raises(ValueError, match="imagefolder and disk need a root, others take none"):
+    with pytest.raises(ValueError, match="imagefolder and disk need a root, embedded data take none"):
         DatasetConfig(**options)
 
 

@@ -321,8 +321,8 @@ def test_a_bridge_is_trained_saved_and_used(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"source_dataset": None}, "bridge_matching needs source_dataset, denoising takes none"),
-        ({"p2_gamma": 1.0, "offset_noise": 0.1}, "p2_gamma, offset_noise: not used by objective='bridge_matching'"),
+        ({"source_dataset": None}, "bridge_matching needs source_dataset, the others take none"),
+        ({"p2_gamma": 1.0, "offset_noise": 0.1}, "loss_weighting, offset_noise: not used by objective='bridge_matching'"),
         ({"dataset": {"streaming": True}}, "cannot be streamed"),
         ({"source_dataset": {"resolution": 16}}, "source_dataset.resolution=16 is not dataset.resolution=32"),
         ({"coupling": "paired"}, "both data sets need a caption_column"),

@@ -66,7 +66,7 @@ def test_nothing_is_said_of_what_decides_nothing(begun, tmp_path, said):
         ({"scheduler": {**RECIPE["scheduler"], "prediction_type": "epsilon"}},
          "scheduler.prediction_type 'v_prediction' -> 'epsilon'"),
         ({"batch_size": 4}, "batch_size 8 -> 4"),
-        ({"min_snr_gamma": None}, "min_snr_gamma 5.0 -> None"),
+        ({"min_snr_gamma": None}, "loss_weighting.gamma 5.0 -> None"),
         ({"dataset": {"random_flip": False}}, "dataset.random_flip True -> False"),
         ({"dataset": {"categories": ["Symbols"]}}, "other pictures, captions or labels"),
         ({"model": {"dropout": 0.1}}, "model.dropout None -> 0.1"),

@@ -12,7 +12,7 @@ from PIL import Image as PIL
 from test_trainer import assert_same_checkpoints, build, interrupt_at
 
 from atlas_diffusers.config import DatasetConfig
-from atlas_diffusers.training import PictureDataset, StreamSampler, load_training_data
+from atlas_diffusers.training import PictureDataset, StreamSampler, load_checkpoint, load_training_data, save_checkpoint
 
 FEATURES = Features({"image": Image(decode=False), "text": Value("string")})
 
@@ -126,9 +126,8 @@ def test_evaluation_needs_data_of_known_length(tmp_path):
 
 def test_a_stream_is_not_split_anew(tmp_path):
     build(tmp_path, **STREAMED | {"max_steps": 1}).train()
-    file = tmp_path / "checkpoint-1" / "state.json"
-    state = json.loads(file.read_text())
-    file.write_text(json.dumps(state | {"streams": state["streams"] * 2}))
+    tensors, state = load_checkpoint(tmp_path / "checkpoint-1")
+    save_checkpoint(tmp_path, 1, tensors, state | {"streams": state["streams"] * 2}, keep=1)
     with pytest.raises(ValueError, match="a stream split over 2 processes, this run 1"):
         build(tmp_path, **STREAMED)
-    assert len(json.loads(file.read_text())["streams"]) == 2
+    assert len(load_checkpoint(tmp_path / "checkpoint-1")[1]["streams"]) == 2

@@ -21,7 +21,7 @@ from conftest import seeded
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline, AtlasUNet2DModel
 from atlas_diffusers.config import TrainingConfig, validate
-from atlas_diffusers.training import Trainer, latest_checkpoint, load_checkpoint, networks, objectives, outputs, trainer
+from atlas_diffusers.training import Trainer, latest_checkpoint, load_checkpoint, objectives, outputs, parts, trainer
 from atlas_diffusers.training.checkpoints import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -408,11 +408,11 @@ def test_caption_dropout_replaces_captions_by_nothing(tmp_path, monkeypatch):
 
 
 def test_scheduler_from_dict():
-    scheduler = networks.scheduler_from_dict({"beta_schedule": "cosine", "num_train_timesteps": 50})
+    scheduler = parts.scheduler_from_dict({"beta_schedule": "cosine", "num_train_timesteps": 50})
     assert type(scheduler) is AtlasDDIMScheduler and len(scheduler) == 50
     assert scheduler.config.beta_schedule == "squaredcos_cap_v2"
     with pytest.raises(ValueError, match="'DDIMScheduler' is unknown.*AtlasDDIMScheduler"):
-        networks.scheduler_from_dict({"_class_name": "DDIMScheduler"})
+        parts.scheduler_from_dict({"_class_name": "DDIMScheduler"})
 
 
 def test_an_empty_dataset_is_refused(tmp_path):

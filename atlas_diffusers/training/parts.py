@@ -1,0 +1,44 @@
+"""Parts of a run, and how a section of a recipe becomes one."""
+
+import inspect
+from dataclasses import dataclass
+
+import diffusers
+import torch
+
+import atlas_diffusers
+
+from ..config import unknown_key
+
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+
+
+@dataclass
+class Networks:
+    """Parts of a pipeline; ``text_encoder``, ``tokenizer`` and ``vae`` may be ``None``."""
+
+    unet: torch.nn.Module
+    text_encoder: torch.nn.Module | None
+    tokenizer: object | None
+    vae: torch.nn.Module | None
+    scheduler: object
+
+
+def build_part(cls: type, arguments: dict, section: str):
+    """An instance; keys that its constructor does not have, and values of the wrong kind, are a ``ValueError``."""
+    known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    if unknown := [unknown_key(f"{section}.{key}", known) for key in arguments if key not in known]:
+        raise ValueError("; ".join(unknown))
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{section}: {error}") from error
+
+
+def scheduler_from_dict(config: dict, default: str = "AtlasDDIMScheduler", foreign: tuple[str, ...] = ()):
+    """A scheduler from its configuration; ``_class_name`` names a class of this package, or of Diffusers' ``foreign`` ones."""
+    name = config.get("_class_name", default)
+    if name not in (*atlas_diffusers.SCHEDULERS, *foreign):
+        raise ValueError(f"scheduler._class_name={name!r} is unknown; allowed are {[*atlas_diffusers.SCHEDULERS, *foreign]}")
+    cls = getattr(diffusers if name in foreign else atlas_diffusers, name)
+    return build_part(cls, {k: v for k, v in config.items() if not k.startswith("_")}, "scheduler")
