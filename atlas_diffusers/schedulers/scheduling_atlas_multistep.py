@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..schedules import NoiseLevel, combine
-from ..schedules.time_grid import Request, TimeGrid, grid_option, spaced_grid
+from ..schedules.time_grid import Request, TimeGrid, as_numbers, grid_option
 from .adams_bashforth import adams_bashforth
 from .calibration.tables import Calibration, StepTable
 from .conversion import extend_config
@@ -18,6 +18,8 @@ from .processes import is_flow
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 SMALLEST_STEP = 1e-9  # in radians
+NOISE_ALONE = 1e6  # σ̂
+EVEN = 1e-4  # difference of sigmas
 SAME_GUIDANCE = 0.25  # relative difference that tables bear
 
 
@@ -33,8 +35,9 @@ def radius(level: NoiseLevel, scale: float) -> float:
 
 @dataclass(frozen=True)
 class _Nodes(TimeGrid):
-    """Calls of uneven spacing, from call ``begin`` on by the coefficients of ``table`` if there are any."""
+    """Calls in place of an ``even`` grid's, from call ``begin`` on by the coefficients of ``table`` if there is one."""
 
+    even: TimeGrid | None = None
     table: StepTable | None = None
     begin: int = 0
 
@@ -174,16 +177,18 @@ class AtlasMultistepScheduler(BaseScheduler):
     def process_sigma_hats(self) -> list[float]:
         """σ̂ at the first, middle and last training timestep, by which tables know their process."""
         process = self.process
-        return [level.sigma_hat for level in (process.level_at(0), process.level_at(len(process) // 2), process.ends[0])]
+        inner = [process.level_at(0).sigma_hat, process.level_at(len(process) // 2).sigma_hat]
+        return [*inner, self.largest_sigma_hat]
+
+    @property
+    def largest_sigma_hat(self) -> float:
+        """σ̂ of the noisiest level of training; of a flow, where it is infinite, so large that nothing is left of the data."""
+        return min(self.process.ends[0].sigma_hat, NOISE_ALONE)
 
     @property
     def levels(self) -> list[NoiseLevel]:
         """Noise levels of the network calls that ``set_timesteps`` chose."""
         return self._grid.source
-
-    def even_level(self, num_inference_steps: int, begin_index: int) -> NoiseLevel:
-        """Where a call with an even grid of steps stands before step ``begin_index``."""
-        return super()._build_grid(Request(num_inference_steps=num_inference_steps)).source[begin_index]
 
     def nodes(self, sigma_hats: Sequence[float]) -> TimeGrid:
         """Network calls at these σ̂, the last of which steps to clean data."""
@@ -199,18 +204,25 @@ class AtlasMultistepScheduler(BaseScheduler):
         return getattr(self._grid, "table", None)
 
     def _build_grid(self, request: Request) -> TimeGrid:
-        steps = request.num_inference_steps
-        if steps is None or request.sigmas is not None or request.timesteps is not None:
-            return super()._build_grid(request)
+        even, steps = super()._build_grid(request), self._free_steps(request)
+        if steps is None:
+            return even
         table = self._calibration.table(steps) if self._calibration else None
         if table is not None:
-            return _Nodes(**vars(self.nodes(table.sigmas)), table=table)
+            return _Nodes(**vars(self.nodes(table.sigmas)), even=even, table=table)
         if self.calibrated_steps:
             warnings.warn(f"{steps} steps are not calibrated, only {self.calibrated_steps}; plain nodes are used", stacklevel=5)
         if self.config.angle_power is None or grid_option(self.config) or is_flow(self.config):
-            return super()._build_grid(request)
-        spaced_grid(self.config, steps, len(self.process))
-        return _Nodes(**vars(self._grid_of([*self._placed(steps), self._final_level().sigma_hat])))
+            return even
+        return _Nodes(**vars(self._grid_of([*self._placed(steps), self._final_level().sigma_hat])), even=even)
+
+    def _free_steps(self, request: Request) -> int | None:
+        """The number of steps where a request leaves their places to the sampler, as even sigmas of a flow's pipeline do."""
+        if request.timesteps is not None or request.sigmas is None:
+            return None if request.timesteps is not None else request.num_inference_steps
+        sigmas = as_numbers(request.sigmas)
+        even = all(abs(1 - k / len(sigmas) - s) < EVEN for k, s in enumerate(sigmas))
+        return len(sigmas) if even and is_flow(self.config) else None
 
     def _placed(self, steps: int, highest: float | None = None) -> list[float]:
         """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below training timestep 0, it is that instead."""
@@ -228,22 +240,23 @@ class AtlasMultistepScheduler(BaseScheduler):
         an even grid has there, so that a strength means the same with every grid; ``timesteps`` changes in place.
         """
         super().set_begin_index(begin_index)
-        if begin_index and isinstance(self._grid, _Nodes):
-            laid = self._laid_from(begin_index)
-            self._grid = laid
-            self.timesteps[begin_index:] = torch.tensor(laid.timesteps[begin_index:])
+        grid, table = self._grid, None
+        if begin_index and self._calibration is not None:
+            table = self._calibration.table(self.num_inference_steps, begin_index)
+        if begin_index and (table is not None or isinstance(grid, _Nodes)):
+            self._lay_from(begin_index, getattr(grid, "even", grid), table)
 
-    def _laid_from(self, begin: int) -> _Nodes:
-        """The grid with the calls from ``begin`` on between an even grid's level there and the end."""
-        steps, before = self.num_inference_steps, self._grid
-        table = self._calibration.table(steps, begin) if self._calibration else None
+    def _lay_from(self, begin: int, even: TimeGrid, table: StepTable | None) -> None:
+        """The calls from ``begin`` on: those of a table, or from the level of the even grid."""
         if table is None:
-            placed = self._placed(steps - begin, self.even_level(steps, begin).sigma_hat)
+            placed = self._placed(len(even.source) - begin, even.source[begin].sigma_hat)
             laid = self._grid_of([*placed, self._final_level().sigma_hat])
         else:
             laid = self.nodes(table.sigmas)
-        lists = {name: getattr(before, name)[:begin] + getattr(laid, name) for name in ("timesteps", "source", "target")}
-        return _Nodes(**lists, dtype=laid.dtype, table=table, begin=begin)
+        lists = {name: getattr(self._grid, name)[:begin] + getattr(laid, name) for name in ("timesteps", "source", "target")}
+        self._grid = _Nodes(**lists, dtype=laid.dtype, even=even, table=table, begin=begin)
+        self.timesteps[begin:] = torch.tensor(laid.timesteps)
+        self.sigmas[begin:-1] = torch.tensor([self.process.sigma(level) for level in laid.source])
 
     def _grid_of(self, sigma_hats: list[float]) -> TimeGrid:
         return self.process.grid_through([self.process.from_sigma_hat(sigma_hat) for sigma_hat in sigma_hats])

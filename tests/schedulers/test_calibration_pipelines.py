@@ -6,12 +6,16 @@ import diffusers
 import pytest
 import torch
 from conftest import build_tiny_pipeline, seeded
+from flow_networks import exact_end, exact_velocity
+from flow_pipelines import KINDS as FLOWS
+from flow_pipelines import build_flow_pipeline
 from stock_pipelines import STABLE_DIFFUSION, WIDTH, build_stock_pipeline, deterministic
 
 from atlas_diffusers import AtlasMultistepScheduler
 from atlas_diffusers.schedulers.calibration.fit import follow
+from atlas_diffusers.schedulers.calibration.model import FunctionModel
 from atlas_diffusers.schedulers.calibration.pipeline import PipelineModel
-from atlas_diffusers.schedulers.calibration.teacher import Trajectories
+from atlas_diffusers.schedulers.calibration.teacher import Trajectories, run_teacher, teacher_sigmas
 
 SMALL = {"num_trajectories": 9, "teacher_steps": 8, "budget": 9 * 24, "batch_size": 9, "progress": False}
 SIZES = {"height": 64, "width": 64}
@@ -144,6 +148,31 @@ def test_the_tables_are_those_of_the_bare_network(kind):
     assert found.config.calibration["tables"].keys() == expected.config.calibration["tables"].keys()
     torch.testing.assert_close(tables(found), tables(expected), rtol=1e-5, atol=1e-5)
     assert found.config.calibration["guidance_scale"] == call["guidance_scale"]
+
+
+@quiet
+@pytest.mark.parametrize("kind", ["SD3", "Flux", "Wan 2.1"])
+def test_the_tables_of_a_flow_are_those_of_its_bare_network(kind):
+    pipeline, call = build_flow_pipeline(kind), FLOWS[kind].inputs()
+    config = pipeline.scheduler.config
+    found = AtlasMultistepScheduler.calibrate(pipeline, (3,), call=call, generator=seeded(0), **SMALL)
+    seeds = torch.randint(2**62, (9,), generator=seeded(0)).tolist()
+    model = PipelineModel(pipeline, AtlasMultistepScheduler.from_config(config), call, seeds, 9, 3)
+    table = found._calibration.table(3)
+    assert table is not None and table.start == 1 and table.sigmas[0] == 1e6  # such pipelines do not scale their noise
+    noise = model.march([1e6], lambda n, x, v: x)
+    bare = FunctionModel(lambda x, t: exact_velocity(x, t / 1000), model.scheduler, model.shape, seeds, 9, "cpu")
+    bare.noise = noise
+    teacher = run_teacher(bare, teacher_sigmas(model.scheduler.process.ends[1].sigma_hat, bare.top, 8))
+    for own, other in ((run_teacher(model, teacher.sigmas).ends, teacher.ends), (follow(model, teacher, table).way.ends, None)):
+        other = follow(bare, teacher, table).way.ends if other is None else other
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-4)
+    pipeline.scheduler = found
+    rows = {key: torch.cat([value] * 9) if torch.is_tensor(value) else value for key, value in call.items()}
+    generators = [seeded(seed) for seed in seeds]
+    ends = pipeline(**rows, num_inference_steps=3, generator=generators, output_type="latent")[0]
+    torch.testing.assert_close(ends.flatten(1), follow(bare, teacher, table).way.ends, rtol=0, atol=1e-3)
+    assert (ends.flatten(1) - exact_end(noise, 1.0)).square().mean().sqrt() < 0.02
 
 
 @quiet

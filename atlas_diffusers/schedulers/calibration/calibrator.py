@@ -10,6 +10,7 @@ from .cache import Cache
 from .fit import Candidate, distances, fit
 from .model import Model
 from .node_placement import Placement
+from .refine import refine
 from .tables import StepTable
 from .teacher import Trajectories, kept, run_teacher
 
@@ -20,6 +21,8 @@ PLACEMENTS = (
 )  # fmt: skip
 HELD_OUT = 3
 FEWEST_TABLES = 2
+REFINED = {}
+REFINED_SHARE = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,21 @@ class Calibrator:
         self.placement = Placement(teacher.part(self.train), from_top=not model.scales_noise)
 
     def table(self, steps: int, calls: int) -> tuple[StepTable, StepReport]:
-        """The best nodes found by ``calls`` network calls a trajectory, with their coefficients, against the plain solver."""
-        evaluations, tried = max(calls // steps, FEWEST_TABLES), {}
+        """The best table found by ``calls`` network calls a trajectory, against the plain solver."""
+        reserved = REFINED.get(steps, 0) if calls < 100 else int(calls * REFINED_SHARE)
+        found, spent = self._search(steps, max((calls - reserved) // steps, FEWEST_TABLES))
+        while spent + steps < calls and reserved:
+            better, cost = refine(self.model, self.teacher, found, self.train, calls - spent, self.score)
+            spent += cost
+            if better is found:
+                break
+            found = better
+        calibrated, plain = self.held_out(found.errors), self.held_out(self.plain_errors(steps))
+        return found.table, StepReport(plain, calibrated, calibrated < plain)
+
+    def _search(self, steps: int, evaluations: int) -> tuple[Candidate, int]:
+        """The best nodes of ``evaluations`` tables, with their coefficients, and the calls a trajectory that they took."""
+        tried = {}
         stored = {} if self.cache is None else self.cache.read_tried(steps, self.teacher)
         for settings in PLACEMENTS:
             if len(tried) < (2 * evaluations + 2) // 3:
@@ -57,9 +73,7 @@ class Calibrator:
         while len(tried) < evaluations and (move := next(moves, None)):
             best = min(tried, key=lambda nodes: self.score(tried[nodes].errors))
             self._try(self.placement.moved(best, *move), tried, stored)
-        found = min(tried.values(), key=lambda candidate: self.score(candidate.errors))
-        calibrated, plain = self.held_out(found.errors), self.held_out(self.plain_errors(steps))
-        return found.table, StepReport(plain, calibrated, calibrated < plain)
+        return min(tried.values(), key=lambda candidate: self.score(candidate.errors)), steps * len(tried)
 
     def held_out(self, errors: torch.Tensor) -> float:
         """Mean over the trajectories that nothing was fitted to."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ...schedules import NoiseLevel
-from ...schedules.predictions import output_coefficients
 from ..scheduling_atlas_multistep import AtlasMultistepScheduler, radius
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -54,31 +53,14 @@ class Model(ABC):
         first, end, _ = rows.indices(self.count)
         return [slice(at, min(at + self.batch_size, end)) for at in range(first, end, self.batch_size)]
 
+    @abstractmethod
     def plain(self, calls: int) -> torch.Tensor:
-        """Where the uncalibrated solver goes in so many network calls."""
-        solver = copy.deepcopy(self.scheduler)
-        solver.set_timesteps(calls + self.begin)
-        solver.set_begin_index(self.begin)
-        timesteps, levels, kind = solver.timesteps[self.begin :], solver.levels[self.begin :], solver.config.prediction_type
-
-        def step(n: int, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            alpha, sigma = levels[n]
-            r = radius(levels[n], 1.0)
-            data, noise = (alpha * x - sigma * v) / r, (sigma * x + alpha * v) / r
-            on_noise, on_data = output_coefficients(kind, alpha, sigma)
-            sample, output = (y.unflatten(1, self.shape) for y in (x * r, on_noise * noise + on_data * data))
-            after = solver.step(output, timesteps[n], sample).prev_sample
-            return after.flatten(1) / (radius(levels[n + 1], 1.0) if n + 1 < len(levels) else 1.0)
-
-        return self.march([level.sigma_hat for level in levels], step)
+        """Where the uncalibrated solver goes in so many network calls, (trajectories, d)."""
 
     def velocity(self, output: torch.Tensor, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """v, (batch, d), of predictions and samples of the model's shape."""
-        if output.shape != sample.shape:
-            found = tuple(output.shape)
-            raise ValueError(f"the model returned shape {found} for samples of shape {tuple(sample.shape)}")
         self.calls += len(sample)
-        output = output.to(sample.dtype)
+        output = output.to(sample.dtype) * self.scheduler.process.output_sign
         data = self.scheduler.predict_data(output, sample, level)
         return self.scheduler.velocity(output, sample, data, level).flatten(1)
 
@@ -109,21 +91,35 @@ class FunctionModel(Model):
 
     def __init__(self, predict: Predict, scheduler: AtlasMultistepScheduler, shape, seeds, batch_size: int, device):
         super().__init__(scheduler, len(seeds), batch_size)
-        self.predict, self.shape, self.top = predict, tuple(shape), scheduler.process.ends[0].sigma_hat
+        self.predict, self.shape, self.top = predict, tuple(shape), scheduler.largest_sigma_hat
         self.noise = start_noise(seeds, shape, device, torch.float32).flatten(1)
 
     @torch.no_grad()
     def march(self, sigmas: Sequence[float], step: Step, start: float = 1.0, rows: slice = slice(None)) -> torch.Tensor:
-        nodes, parts = self.scheduler.nodes(sigmas), self.parts(rows)
-        x = self.noise[rows] * start
-        first = parts[0].start
+        nodes, x = self.scheduler.nodes(sigmas), self.noise[rows] * start
         for n, (timestep, level) in enumerate(zip(nodes.timesteps, nodes.source)):
-            t = torch.tensor(timestep, dtype=torch.float32, device=x.device)
-            velocities = []
-            for part in parts:
-                sample = x[part.start - first : part.stop - first].unflatten(1, self.shape) * radius(level, 1.0)
-                velocities.append(self.velocity(self.predict(sample, t), sample, level))
-            v = torch.cat(velocities)
+            samples = x.unflatten(1, self.shape) * radius(level, 1.0)
+            v = self.velocity(self._outputs(samples, timestep, rows), samples, level)
             check_finite(v, timestep)
             x = step(n, x, v)
         return x
+
+    @torch.no_grad()
+    def plain(self, calls: int) -> torch.Tensor:
+        solver = copy.deepcopy(self.scheduler)
+        solver.set_timesteps(calls)
+        x = self.noise.unflatten(1, self.shape)
+        for timestep in solver.timesteps:
+            self.calls += len(x)
+            x = solver.step(self._outputs(x, float(timestep)), timestep, x).prev_sample
+        return x.flatten(1)
+
+    def _outputs(self, samples: torch.Tensor, timestep: float, rows: slice = slice(None)) -> torch.Tensor:
+        """The function's predictions, batch by batch."""
+        parts, t = self.parts(rows), torch.tensor(timestep, dtype=torch.float32, device=samples.device)
+        outputs = [self.predict(batch, t) for batch in samples.split([part.stop - part.start for part in parts])]
+        for part, output in zip(parts, outputs):
+            shape = part.stop - part.start, *self.shape
+            if output.shape != shape:
+                raise ValueError(f"the model returned shape {tuple(output.shape)} for samples of shape {shape}")
+        return torch.cat(outputs).to(samples.dtype)

@@ -12,7 +12,7 @@ from ...schedules.time_grid import TimeGrid
 from ..scheduling_atlas_multistep import AtlasMultistepScheduler, radius
 from .model import Model, Step, check_finite
 from .paused_call import PausedCall
-from .recorder import CallsDiffer, Recorder
+from .recorder import CallsDiffer, Observed, Recorder
 
 BATCH_ARGUMENTS = ("num_images_per_prompt", "num_videos_per_prompt", "batch_size")
 OWN_ARGUMENTS = (
@@ -55,7 +55,7 @@ class PipelineModel(Model):
         if steps - self.begin < 2:
             raise ValueError(f"the call leaves {steps - self.begin} of {steps} steps; tables need at least 2")
         self.scales_noise = self.recorder.scaled and not self.begin
-        self.top = scheduler.even_level(steps, self.begin).sigma_hat if self.begin else scheduler.process.ends[0].sigma_hat
+        self.top = self.recorder.even.source[self.begin].sigma_hat if self.begin else scheduler.largest_sigma_hat
 
     @property
     def _name(self) -> str:
@@ -87,11 +87,17 @@ class PipelineModel(Model):
 
     @contextmanager
     def _recording(self, sigmas: Sequence[float], start: float) -> Iterator[None]:
-        """The recorder in place of the scheduler, texts encoded once, and no progress bars."""
-        pipeline, recorder = self.pipeline, self.recorder
+        """The recorder in place of the scheduler."""
+        self.recorder.given, self.recorder.start = list(sigmas), start
+        with self._with(self.recorder):
+            yield
+
+    @contextmanager
+    def _with(self, other: AtlasMultistepScheduler) -> Iterator[None]:
+        """Another scheduler, texts encoded once, and no progress bars."""
+        pipeline = self.pipeline
         scheduler, bars = pipeline.scheduler, getattr(pipeline, "_progress_bar_config", None)
-        recorder.given, recorder.start = list(sigmas), start
-        pipeline.scheduler = recorder
+        pipeline.scheduler = other
         pipeline._progress_bar_config = {**(bars or {}), "disable": True}
         if hasattr(pipeline, "encode_prompt"):
             pipeline.encode_prompt = self._encode
@@ -125,7 +131,7 @@ class PipelineModel(Model):
             raise Rehearsed
 
         self.recorder.answer, self.recorder.allows = stop, lambda calls: True
-        with self._recording([self.scheduler.process.ends[0].sigma_hat], 1.0):
+        with self._recording([self.scheduler.largest_sigma_hat], 1.0):
             try:
                 self._run(rows, steps)
             except Rehearsed:
@@ -150,7 +156,7 @@ class PipelineModel(Model):
 
     def _calls_of(self, steps: int) -> int:
         self.recorder.allows = lambda calls: False
-        with self._recording([self.scheduler.process.ends[0].sigma_hat], 1.0):
+        with self._recording([self.scheduler.largest_sigma_hat], 1.0):
             try:
                 self._run(self.parts()[0], steps)
             except CallsDiffer as differ:
@@ -169,6 +175,15 @@ class PipelineModel(Model):
             finally:
                 for call in calls:
                     call.abandon()
+
+    def plain(self, calls: int) -> torch.Tensor:
+        solver, ends = Observed.from_config(self.scheduler.config), []
+        with self._with(solver):
+            for rows in self.parts():
+                self._run(rows, calls + self.begin)
+                ends.append(_exact(solver.end).flatten(1))
+        self.calls += solver.calls
+        return torch.cat(ends)
 
     def _paused_run(self, rows: slice, steps: int, call: PausedCall) -> None:
         self._run(rows, steps)

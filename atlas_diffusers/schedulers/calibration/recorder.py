@@ -2,8 +2,10 @@
 
 import torch
 
+from ...schedules.levels import CLEAN
+from ...schedules.time_grid import Request
 from ..scheduling_atlas_multistep import AtlasMultistepScheduler
-from ..scheduling_base import AtlasSchedulerOutput
+from ..scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 
 class CallsDiffer(BaseException):
@@ -22,13 +24,14 @@ class Recorder(AtlasMultistepScheduler):
             ``f(output, sample)``.
         allows: ``f(calls)``, whether a call may go on that will make so many network calls.
         begin: where the last call started (image-to-image).
+        even: the grid that the last call asked for.
         scaled: whether a pipeline asked for ``init_noise_sigma``, by which it then multiplies its noise.
     """
 
     def _setup(self) -> None:
         super()._setup()
         self.given, self.start, self.answer, self.allows = [], 1.0, None, None
-        self.begin, self.scaled = 0, False
+        self.begin, self.scaled, self.even = 0, False, None
 
     def __deepcopy__(self, memo) -> "Recorder":
         return self
@@ -38,20 +41,39 @@ class Recorder(AtlasMultistepScheduler):
         self.scaled = True
         return self.start
 
-    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None) -> None:
-        asked = next(value for value in (num_inference_steps, timesteps, sigmas) if value is not None)
-        self.num_inference_steps, self.begin = asked if isinstance(asked, int) else len(asked), 0
-        self._grid = self.nodes(self.given)
+    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, mu=None) -> None:
+        self.even, self.begin = BaseScheduler._build_grid(self, Request(num_inference_steps, timesteps, sigmas, mu)), 0
+        self.num_inference_steps, self._grid = len(self.even.source), self.nodes(self.given)
         # image-to-image leaves the first of its timesteps out
-        times = self._grid.timesteps[:1] * (self.num_inference_steps - len(self.given)) + self._grid.timesteps
+        skipped = self.num_inference_steps - len(self.given)
+        times = self._grid.timesteps[:1] * skipped + self._grid.timesteps
+        levels = [self.process.sigma(level) for level in (*self._grid.source[:1] * skipped, *self._grid.source, CLEAN)]
         self.timesteps = torch.tensor(times, dtype=torch.float32, device=device)
-        self.sigmas = torch.tensor([level.sigma for level in self._grid.source], dtype=torch.float32)
+        self.sigmas = torch.tensor(levels, dtype=torch.float32)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         self.begin, calls = begin_index, self.num_inference_steps - begin_index
         if not self.allows(calls):
             raise CallsDiffer(calls)
 
-    def step(self, model_output, timestep, sample, return_dict: bool = True, generator=None):
+    def step(self, model_output, timestep, sample, generator=None, per_token_timesteps=None, return_dict: bool = True):
+        if per_token_timesteps is not None:
+            raise ValueError("tokens at levels of their own cannot be calibrated")
         sample = self.answer(model_output, sample)
         return AtlasSchedulerOutput(sample) if return_dict else (sample,)
+
+
+class Observed(AtlasMultistepScheduler):
+    """The solver itself; ``end`` is what its last step returned, and ``calls`` counts samples."""
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.end, self.calls = None, 0
+
+    def __deepcopy__(self, memo) -> "Observed":
+        return self
+
+    def step(self, model_output, timestep, sample, generator=None, per_token_timesteps=None, return_dict: bool = True):
+        result = super().step(model_output, timestep, sample, generator, per_token_timesteps, return_dict)
+        self.end, self.calls = result[0], self.calls + len(sample)
+        return result
