@@ -25,7 +25,10 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10",
     packages=find_packages(include=["atlas_diffusers", "atlas_diffusers.*"]),
-    package_data={"atlas_diffusers.pretrained": ["emoji/*", "digits/*", "pictograms/*", "atlas-*/*.*", "atlas-*/*/*"]},
+    package_data={
+        "atlas_diffusers.config": ["recipes/*.yaml"],
+        "atlas_diffusers.pretrained": ["emoji/*", "digits/*", "pictograms/*", "atlas-*/*.*", "atlas-*/*/*"],
+    },
     install_requires=[
         "torch>=2.13",
         "diffusers>=0.42,<0.43",

@@ -1,5 +1,6 @@
 """The training script as a child of this process, by Accelerate's settings; its exit status is kept."""
 
+import logging
 import signal
 import subprocess
 import types
@@ -19,6 +20,8 @@ def launch(arguments: list[str]) -> int:
     """
     from accelerate.commands import launch as accelerate
 
+    # what it takes where `accelerate config` never ran
+    logging.getLogger(accelerate.__name__).setLevel(logging.ERROR)
     options = accelerate.launch_command_parser().parse_args(["-m", SCRIPT, *arguments])
     options, *_ = accelerate._validate_launch_command(options)
     if options.multi_gpu or options.use_deepspeed or options.use_fsdp or options.use_megatron_lm:

@@ -9,6 +9,7 @@ from .compare import add_compare_command
 from .config import add_config_commands
 from .evaluate import add_evaluate_command
 from .generate import add_generate_command
+from .recipes import add_recipe_commands
 from .schedulers import add_schedulers_command
 from .train import add_train_command
 
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_calibrate_command(commands)
     add_evaluate_command(commands)
     add_compare_command(commands)
+    add_recipe_commands(commands)
     add_train_command(commands)
     add_config_commands(commands)
     return parser

@@ -4,6 +4,8 @@ import argparse
 
 EXAMPLES = """examples:
   atlas-diffusers train my-recipe.yaml --max_steps 1000 --dataset.root my-pictures
+  atlas-diffusers train my-recipe.yaml --dry-run
+  atlas-diffusers train emoji --output_dir outputs/emoji
   atlas-diffusers train experiment:cifar10 --output_dir outputs/cifar10
 """
 
@@ -17,8 +19,11 @@ def add_train_command(commands) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    train.add_argument("recipe", help="YAML, JSON or experiment:NAME")
-    train.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--key value", help="fields of the recipe, changed")
+    train.add_argument("recipe", help="YAML, JSON, a name of `atlas-diffusers recipes list`, or experiment:NAME")
+    train.add_argument(
+        "overrides", nargs=argparse.REMAINDER, metavar="--key value",
+        help="fields of the recipe, changed; --dry-run says what the run would do and tries one batch",
+    )  # fmt: skip
     train.set_defaults(run=run_train)
 
 
@@ -26,5 +31,6 @@ def run_train(args: argparse.Namespace) -> int:
     from ..config import TrainingConfig, apply_overrides, read_recipe, validate
     from .launching import launch
 
-    validate(TrainingConfig, apply_overrides(read_recipe(args.recipe), args.overrides))
+    overrides = [word for word in args.overrides if word != "--dry-run"]
+    validate(TrainingConfig, apply_overrides(read_recipe(args.recipe), overrides))
     return launch(["--config", args.recipe, *args.overrides])

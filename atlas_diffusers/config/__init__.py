@@ -4,7 +4,7 @@ from .bridge import BridgeConfig
 from .kernels import KernelConfig
 from .models import ConditioningConfig, HighResModelConfig, InferenceConfig, SamplerConfig
 from .noise_scheduler import BetaSchedule, NoiseSchedulerConfig, SamplingMethod
-from .presets import build_preset, list_presets, load_preset, read_recipe
+from .presets import build_preset, list_presets, list_recipes, load_preset, read_recipe, recipe_file
 from .reading import apply_overrides, merge, read_mapping, unknown_key, validate
 from .training import DatasetConfig, LoRAConfig, TextEncoderConfig, TrainingConfig
 
@@ -25,10 +25,12 @@ __all__ = [
     "apply_overrides",
     "build_preset",
     "list_presets",
+    "list_recipes",
     "load_preset",
     "merge",
     "read_mapping",
     "read_recipe",
+    "recipe_file",
     "unknown_key",
     "validate",
 ]

@@ -2,12 +2,15 @@
 
 import copy
 import difflib
+from pathlib import Path
 from typing import Any
 
 from .kernels import KernelConfig
 from .models import HighResModelConfig, InferenceConfig, SamplerConfig
 from .reading import read_mapping, validate
 from .training import TrainingConfig
+
+RECIPES = Path(__file__).parent / "recipes"
 
 _COSINE = {
     "_class_name": "AtlasDDIMScheduler",
@@ -158,6 +161,26 @@ def build_preset(name: str, **changes: Any):
     return validate(PRESETS[name][0], data | changes)
 
 
+def list_recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def recipe_file(name: str) -> Path:
+    """
+    The file of a recipe that ships with the package.
+
+    Raises:
+        ValueError: for an unknown name, with the known ones.
+    """
+    if name not in list_recipes():
+        raise ValueError(f"recipe {name!r} is unknown; allowed are {list_recipes()}")
+    return RECIPES / f"{name}.yaml"
+
+
 def read_recipe(source: str) -> dict[str, Any]:
-    """A recipe from a YAML or JSON file, or the preset ``experiment:NAME``."""
-    return load_preset(source) if str(source).startswith("experiment:") else read_mapping(source)
+    """A recipe from a YAML or JSON file, one that ships with the package by its name, or the preset ``experiment:NAME``."""
+    source = str(source)
+    if source.startswith("experiment:"):
+        return load_preset(source)
+    return read_mapping(recipe_file(source) if source in list_recipes() and not Path(source).exists() else source)

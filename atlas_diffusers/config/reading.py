@@ -16,6 +16,22 @@ Model = TypeVar("Model", bound=BaseModel)
 MOST_VALUES, LONGEST = 100_000, 100
 
 
+# what people bring from Diffusers' examples and from kohya's scripts
+ELSEWHERE = {
+    "lr": "learning_rate", "train_data_dir": "dataset.root", "data_dir": "dataset.root", "dataset_name": "dataset.name",
+    "instance_data_dir": "dataset.root", "caption_extension": "dataset.captions", "enable_bucket": "dataset.aspect_buckets",
+    "train_batch_size": "batch_size", "gradient_accumulation_steps": "micro_batch_size", "max_train_steps": "max_steps",
+    "num_train_epochs": "epochs", "max_train_epochs": "epochs", "num_epochs": "epochs", "resume_from_checkpoint": "resume",
+    "pretrained_model_name_or_path": "init_from", "checkpointing_steps": "checkpoint_interval",
+    "save_every_n_steps": "checkpoint_interval", "validation_prompt": "sample_prompts", "validation_prompts": "sample_prompts",
+    "validation_steps": "sample_interval", "lr_warmup_steps": "warmup_steps", "max_grad_norm": "gradient_clip_norm",
+    "snr_gamma": "loss_weighting", "noise_offset": "offset_noise", "report_to": "trackers", "network_dim": "lora.rank",
+    "rank": "lora.rank", "network_alpha": "lora.alpha", "use_ema": "ema_decay", "resolution": "dataset.resolution",
+    "center_crop": "dataset.center_crop", "random_flip": "dataset.random_flip", "cache_latents_to_disk": "cache_latents",
+    "adam_weight_decay": "weight_decay", "dataloader_num_workers": "dataset.num_workers", "checkpoint_dir": "output_dir",
+}  # fmt: skip
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML with JSON's scalars: ``1e-4`` is a number, as in YAML 1.2 (PyYAML wants ``1.0e-4``), a date is a text."""
 
@@ -142,8 +158,9 @@ def validate(model: type[Model], data: dict[str, Any]) -> Model:
 
 
 def unknown_key(name: str, known: list[str]) -> str:
-    """What is wrong with the dotted key ``name``, with the nearest of the ``known`` ones."""
-    near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
+    """What is wrong with the dotted key ``name``, with its name here or the nearest of the ``known`` ones."""
+    last = name.rpartition(".")[2]
+    near = [ELSEWHERE[last]] if last in ELSEWHERE else difflib.get_close_matches(last, known, n=1)
     return f"{name}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")
 
 

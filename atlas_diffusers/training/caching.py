@@ -10,10 +10,9 @@ import torch
 from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.utils.data import Dataset
 
 from ..conditioning import tokenize
-from .data import PictureDataset, annotations, flipped
+from .data import Annotated, PictureDataset, annotations, flipped
 from .fingerprints import data_fingerprint, fingerprint, tokenizer_fingerprint
 
 logger = logging.get_logger(__name__)
@@ -72,7 +71,7 @@ class TensorCache:
         return self.__dict__ | {"_open": {}}
 
 
-class CachedPictures(Dataset):
+class CachedPictures(Annotated):
     """
     Items of ``dataset`` with, instead of pixels, the ``moments`` (2·channels, height, width) of the Gaussian that an
     autoencoder makes of them: its mean and log-variance, from which every step draws anew.
@@ -84,7 +83,7 @@ class CachedPictures(Dataset):
     """
 
     def __init__(self, dataset: PictureDataset, vae: torch.nn.Module, folder: Path):
-        self.dataset, self.config = dataset, dataset.config
+        super().__init__(dataset)
         self.sides = 2 if self.config.random_flip else 1
         plain = PictureDataset(dataset.data, self.config.model_copy(update={"random_flip": False}))
 
@@ -97,14 +96,11 @@ class CachedPictures(Dataset):
         name = fingerprint(self.config.model_dump_json(), data_fingerprint(dataset), networks=(vae,))
         self.moments = TensorCache(folder / f"latents-{name}", self.sides * len(dataset), compute)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, item: tuple[int, int]) -> dict:
         index, draw = item
         choice, c = random.Random(draw), self.config
         place = self.sides * index + flipped(choice, c)
-        return {"moments": self.moments[place], "draw": draw} | annotations(self.dataset.data[index], choice, c)
+        return {"moments": self.moments[place], "draw": draw} | annotations(self.pictures.data[index], choice, c)
 
 
 class CaptionCache:

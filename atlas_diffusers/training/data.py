@@ -92,6 +92,10 @@ class PictureDataset(Dataset):
         return texts
 
 
+    def classes(self) -> int:
+        """One more than the largest label; rows without one do not count."""
+        return 1 + max((value for value in self.data[self.config.label_column] if isinstance(value, int)), default=0)
+
     def check_labels(self, classes: int) -> None:
         """Raise ``ValueError``, with the first rows, for labels missing or not below ``classes``; a stream is not read."""
         c = self.config
@@ -141,7 +145,29 @@ def caption(row: dict, choice: random.Random, config: DatasetConfig) -> str:
     return text
 
 
-class BridgePairs(Dataset):
+class Annotated(Dataset):
+    """Pictures of another data set in another form, with its captions and labels."""
+
+    def __init__(self, pictures: PictureDataset):
+        self.pictures, self.config = pictures, pictures.config
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def captions(self) -> list[str]:
+        """See :meth:`PictureDataset.captions`."""
+        return self.pictures.captions()
+
+    def classes(self) -> int:
+        """See :meth:`PictureDataset.classes`."""
+        return self.pictures.classes()
+
+    def check_labels(self, classes: int) -> None:
+        """See :meth:`PictureDataset.check_labels`."""
+        self.pictures.check_labels(classes)
+
+
+class BridgePairs(Annotated):
     """
     Items of ``target`` with, under ``source``, the pixels of a picture of ``source``: of the same caption where ``paired``,
     otherwise any, by ``draw``.
@@ -151,7 +177,8 @@ class BridgePairs(Dataset):
     """
 
     def __init__(self, target: PictureDataset, source: PictureDataset, paired: bool):
-        self.target, self.source, self.partners = target, source, None
+        super().__init__(target)
+        self.source, self.partners = source, None
         if paired:
             columns = target.config.caption_column, source.config.caption_column
             if None in columns:
@@ -162,25 +189,9 @@ class BridgePairs(Dataset):
                 raise ValueError(f"coupling='paired': {len(missing)} captions have no source picture: {missing[:5]}")
             self.partners = [places[text] for text in texts]
 
-    @property
-    def config(self) -> DatasetConfig:
-        """That of the target."""
-        return self.target.config
-
-    def captions(self) -> list[str]:
-        """Those of the target."""
-        return self.target.captions()
-
-    def check_labels(self, classes: int) -> None:
-        """Those of the target."""
-        self.target.check_labels(classes)
-
-    def __len__(self) -> int:
-        return len(self.target)
-
     def __getitem__(self, item: tuple[int, int]) -> dict:
         index, draw = item
         free = self.partners is None
         partner = random.Random(f"source {index} {draw}").randrange(len(self.source)) if free else self.partners[index]
         # the same draw: a pair is mirrored together
-        return self.target[index, draw] | {"source": self.source[partner, draw]["pixels"]}
+        return self.pictures[index, draw] | {"source": self.source[partner, draw]["pixels"]}

@@ -29,7 +29,7 @@ def data_fingerprint(pictures: PictureDataset | BridgePairs) -> str:
     and size. Of a stream only its name.
     """
     if isinstance(pictures, BridgePairs):
-        return fingerprint(data_fingerprint(pictures.target), data_fingerprint(pictures.source), str(pictures.partners))
+        return fingerprint(data_fingerprint(pictures.pictures), data_fingerprint(pictures.source), str(pictures.partners))
     c, data = pictures.config, pictures.data
     if c.streaming:
         return fingerprint(c.name, str(c.root), c.split)

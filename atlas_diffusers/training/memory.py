@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..config import TrainingConfig
 from .networks import new_network
+from .parts import Networks
 
 FLOAT = 4
 
@@ -64,14 +65,36 @@ def estimate_memory(config: TrainingConfig) -> TrainingMemory:
     if config.init_from is not None or config.text_encoder is not None:
         raise ValueError("memory is estimated for recipes with new networks and text_encoder: null")
     with torch.device("meta"):
-        unet = new_network(config).train()
-        if config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        size = config.micro_batch_size or config.batch_size
-        shape = (size, unet.config.in_channels, config.dataset.resolution, config.dataset.resolution)
-        labels = None if unet.config.num_class_embeds is None else torch.zeros(size, dtype=torch.long)
-        with LiveBytes() as live:
-            output = unet(torch.empty(shape), torch.zeros(size), class_labels=labels).sample
-            output.square().mean().backward()
-        count = sum(p.numel() for p in unet.parameters())
-    return TrainingMemory(parameters=count, state=4 * FLOAT * count, step=live.peak)
+        return _step_memory(config, new_network(config))
+
+
+def memory_of(config: TrainingConfig, parts: Networks) -> TrainingMemory:
+    """The same for networks that are there, of which all weights train, with captions where there is a text encoder."""
+    with torch.device("meta"):
+        unet = type(parts.unet).from_config(parts.unet.config)
+        text_encoder = None if parts.text_encoder is None else type(parts.text_encoder)(parts.text_encoder.config)
+        if text_encoder is not None:
+            text_encoder.requires_grad_(config.trains_text_encoder)
+        factor = 1 if parts.vae is None else 2 ** (len(parts.vae.config.block_out_channels) - 1)
+        return _step_memory(config, unet, text_encoder, factor)
+
+
+def _step_memory(config: TrainingConfig, unet: torch.nn.Module, text_encoder=None, factor: int = 1) -> TrainingMemory:
+    """On the meta device; ``factor`` pixels are a latent."""
+    unet.train()
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    size, side = config.micro_batch_size or config.batch_size, config.dataset.resolution // factor
+    classes, states = unet.config.get("num_class_embeds"), None
+    labels = None if classes is None else torch.zeros(size, dtype=torch.long)
+    with LiveBytes() as live:
+        if text_encoder is not None:
+            ids = torch.zeros(size, text_encoder.config.max_position_embeddings, dtype=torch.long)
+            states = text_encoder(ids).last_hidden_state
+        output = unet(torch.empty(size, unet.config.in_channels, side, side), torch.zeros(size), states, class_labels=labels)
+        output.sample.square().mean().backward()
+    networks = [network for network in (unet, text_encoder) if network is not None]
+    every = [p for network in networks for p in network.parameters()]
+    trained = sum(p.numel() for p in every if p.requires_grad)
+    frozen = sum(p.numel() for p in every) - trained
+    return TrainingMemory(parameters=trained + frozen, state=FLOAT * (4 * trained + frozen), step=live.peak)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from time import perf_counter
 
+import torch
 from accelerate import Accelerator
 from diffusers.utils import logging
 from tqdm.auto import tqdm
@@ -11,6 +12,8 @@ from tqdm.auto import tqdm
 from ..config import TrainingConfig
 
 logger = logging.get_logger(__name__)
+
+TIMED = 10
 
 
 class Recorder:
@@ -27,8 +30,10 @@ class Recorder:
         self.folder, self.accelerator, self.main = Path(config.output_dir), accelerator, accelerator.is_main_process
         self.batch = config.batch_size * accelerator.num_processes
         self.file, self.trackers = self.folder / "metrics.jsonl", config.trackers
-        self.bar = tqdm(total=config.max_steps, initial=step, unit="step", disable=not self.main)
-        self.logged, self.at = step, perf_counter()
+        text = f"from step {step}" if step else None
+        self.bar = tqdm(total=config.max_steps, initial=step, unit="step", desc=text, disable=not self.main)
+        self.start, self.logged, self.begun = step, step, perf_counter()
+        self.at = self.begun
         if self.main:
             kept = [row for row in self.rows() if row["step"] <= step]
             self.file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -44,6 +49,15 @@ class Recorder:
             except json.JSONDecodeError:
                 logger.warning(f"{self.file}: left out a line that is not complete")
         return rows
+
+    def advance(self, first_loss: torch.Tensor | None = None) -> None:
+        """A step of the bar, which shows the first loss at once; after ten steps a line says how long the run will take."""
+        self.bar.update()
+        if self.main and first_loss is not None:
+            self.bar.set_postfix({"loss": f"{first_loss.item():.4f}"})
+        if self.main and (done := self.bar.n - self.start) == TIMED:
+            left = (self.bar.total - self.bar.n) * (perf_counter() - self.begun) / done
+            self.bar.write(f"about {_duration(left)} to go")
 
     def log(self, step: int, loss: float, learning_rate: float, skipped: int = 0) -> None:
         """A row with the speed since the last one, and how many pictures were skipped so far, if any."""
@@ -80,6 +94,12 @@ class Recorder:
             logger.info("no curves.png: it needs matplotlib, which the extra 'plot' installs")
             return
         draw_curves(Figure(figsize=(9, 3.2), layout="constrained"), self.rows()).savefig(self.folder / "curves.png", dpi=120)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def draw_curves(figure, rows: list[dict]):

@@ -7,6 +7,9 @@ import sys
 
 from ..config import TrainingConfig, apply_overrides, read_recipe, validate
 
+# a trial neither reads nor writes caches
+UNCACHED = {"cache_latents": False, "cache_text_embeddings": False}
+
 
 def main(description: str = __doc__, defaults: dict | None = None) -> int:
     """
@@ -19,6 +22,7 @@ def main(description: str = __doc__, defaults: dict | None = None) -> int:
         prog="train.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="recipe: YAML, JSON or experiment:NAME; --key value pairs override it")
+    parser.add_argument("--dry-run", action="store_true", help="say what the run would do, try one batch, and stop")
     args, overrides = parser.parse_known_args()
     try:
         recipe = {**(defaults or {}), **read_recipe(args.config)}
@@ -26,7 +30,13 @@ def main(description: str = __doc__, defaults: dict | None = None) -> int:
 
         from .trainer import Trainer
 
-        folder = Trainer(config).train()
+        trainer = Trainer(config.model_copy(update=UNCACHED) if args.dry_run else config)
+        if os.environ.get("RANK", "0") == "0":
+            print(trainer.summary(), file=sys.stderr)
+        if args.dry_run:
+            print(f"one batch has loss {trainer.check():.4f}; nothing was written")
+            return 0
+        folder = trainer.train()
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         _say(str(error))
         return 2

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from ..config import TrainingConfig
 from .caching import CachedPictures, CaptionCache
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .deriving import complete_recipe
 from .evaluation import Evaluator, write_evaluation
 from .fingerprints import data_fingerprint, fingerprint, tokenizer_fingerprint
 from .locking import RunLock
@@ -30,6 +31,7 @@ from .recorder import Recorder
 from .resuming import compare_origins, origin
 from .snapshot import Snapshot
 from .stopping import StopRequest, TrainingStopped, leave_signals_alone
+from .summary import summarise
 
 logger = logging.get_logger(__name__)
 
@@ -72,11 +74,8 @@ class Trainer:
         self.lock = RunLock(self.folder)
         self.lock.check()
         self.dataset = self.pictures = load_pictures(config, config.dataset)
-        if config.epochs is not None:
-            pictures = config.epochs * len(self.dataset)
-            steps = math.ceil(pictures / (config.batch_size * self.accelerator.num_processes))
-            config = config.model_copy(update={"max_steps": steps, "epochs": None})
-        self.config = config
+        given, config = config, complete_recipe(config, self.pictures, self.accelerator.num_processes)
+        self.config, self.derived = config, config.model != given.model
         from_scratch = config.init_from is None and config.text_encoder is not None
         self.parts = build_networks(config, self.dataset.captions() if from_scratch else [])
         if config.dataset.label_column is not None:
@@ -91,6 +90,19 @@ class Trainer:
             if not config.resume:
                 raise ValueError(f"resume is false, but {checkpoint} exists; choose another output_dir or remove it")
             self._restore(checkpoint)
+
+    def summary(self) -> str:
+        """What the run is about to do; see :func:`~.summary.summarise`."""
+        trained = sum(p.numel() for p in self.parameters)
+        start = latest_checkpoint(self.folder) and f"{latest_checkpoint(self.folder)}"
+        return summarise(self.config, self.pictures, self.parts, trained, self.derived, start)
+
+    def check(self) -> float:
+        """The loss of one micro-batch; nothing is written and nothing learned."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        with torch.random.fork_rng([]), torch.no_grad():
+            torch.manual_seed(self.config.seed)
+            return self._mean_loss([self.objective(next(iter(self._loader())), generator)])
 
     def _build_optimizer(self) -> None:
         c, device = self.config, self.accelerator.device
@@ -165,14 +177,14 @@ class Trainer:
         return result
 
     def _run(self, recorder: Recorder, evaluator: Evaluator | None, request: StopRequest) -> None:
-        c, batches, running, asked = self.config, iter(self._loader()), [], None
+        c, batches, running, asked, first = self.config, iter(self._loader()), [], None, self.step + 1
         while self.step < c.max_steps:
             running.append(self._optimizer_step(batches))
             self.step += 1
-            recorder.bar.update()
+            recorder.advance(running[0] if self.step == first else None)
             stopping, asked = self._stopping(request, asked)
             saving = stopping or self.step % c.checkpoint_interval == 0 or self.step == c.max_steps
-            if self.step % c.log_interval == 0:
+            if self.step % c.log_interval == 0 or self.step == c.max_steps:
                 self._log(recorder, self._mean_loss(running))
                 running.clear()
             elif saving:

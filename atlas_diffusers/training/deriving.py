@@ -1,0 +1,63 @@
+"""What a recipe leaves open, decided by the data."""
+
+import math
+
+from ..config import TextEncoderConfig, TrainingConfig
+from .data import BridgePairs, PictureDataset
+
+# sides up to this many pixels: patch size and channel multipliers
+SHAPES = (
+    (16, 1, [1, 2]),
+    (32, 2, [1, 2, 2]),
+    (64, 2, [1, 2, 3]),
+    (128, 4, [1, 2, 3]),
+    (256, 4, [1, 2, 3, 4]),
+    (math.inf, 4, [1, 2, 3, 4, 4]),
+)
+# up to this many pictures: base channels
+WIDTHS = ((2_000, 48), (20_000, 64), (200_000, 96), (math.inf, 128))
+
+
+def complete_recipe(config: TrainingConfig, pictures: PictureDataset | BridgePairs, processes: int = 1) -> TrainingConfig:
+    """
+    The recipe with steps instead of passes and, where it neither starts from a pipeline nor describes them, a text encoder for
+    data that have captions, and a network.
+
+    Raises:
+        ValueError: for a text encoder that was asked for and data without captions.
+    """
+    changes = {}
+    if config.epochs is not None:
+        seen = config.epochs * len(pictures)
+        changes = {"max_steps": math.ceil(seen / (config.batch_size * processes)), "epochs": None}
+    if config.init_from is None:
+        if config.text_encoder is not None and not any(pictures.captions()):
+            if "text_encoder" in config.model_fields_set:
+                raise ValueError("text_encoder needs captions, but no picture has one; set text_encoder: null")
+            changes["text_encoder"] = None
+        if not config.model:
+            changes["model"] = derive_model(config, pictures, changes.get("text_encoder", config.text_encoder))
+    return config.model_copy(update=changes)
+
+
+def derive_model(config: TrainingConfig, pictures: PictureDataset | BridgePairs, text: TextEncoderConfig | None) -> dict:
+    """
+    Arguments of ``AtlasUNet2DModel``: patches and levels by the resolution, widths by the number of pictures, attention in the
+    deeper half of the levels, to captions too where there are some, and classes where there are labels.
+    """
+    d = config.dataset
+    patch, multipliers = next((patch, list(mult)) for side, patch, mult in SHAPES if d.resolution <= side)
+    while len(multipliers) > 1 and d.resolution % (patch * 2 ** (len(multipliers) - 1) * 2 ** (config.num_resolutions - 1)):
+        multipliers.pop()
+    count = math.inf if d.streaming else len(pictures)
+    levels = list(range((len(multipliers) + 1) // 2, len(multipliers))) or [0]
+    width = next(width for most, width in WIDTHS if count <= most)
+    model = {
+        "base_channels": width, "channel_mult": multipliers, "num_res_blocks": 1, "attention_levels": levels, "num_heads": 4,
+        "patch_size": patch, "norm_num_groups": 16,
+    }  # fmt: skip
+    if text is not None:
+        model |= {"cross_attention_levels": [*levels], "addition_embed_type": "text"}
+    if d.label_column is not None and not d.streaming:
+        model["num_class_embeds"] = pictures.classes()
+    return model

@@ -1,0 +1,77 @@
+"""What a run is about to do, in a few lines."""
+
+import json
+
+import torch
+
+from ..config import TrainingConfig
+from .data import Annotated, PictureDataset
+from .memory import memory_of
+from .parts import Networks
+
+SHOWN, LONGEST = 3, 40
+
+
+def summarise(
+    config: TrainingConfig,
+    pictures: PictureDataset | Annotated,
+    parts: Networks,
+    trained: int,
+    derived: bool = False,
+    start: str | None = None,
+) -> str:
+    """
+    Lines of data, networks, steps, memory and where the run goes on.
+
+    Args:
+        config: completed.
+        trained: numbers that train.
+        derived: whether the network was derived from the data.
+        start: the checkpoint that the run goes on from.
+    """
+    networks = [network for network in (parts.unet, parts.text_encoder, parts.vae) if network is not None]
+    every = sum(p.numel() for network in networks for p in network.parameters())
+    name = type(parts.unet).__name__
+    rows = {
+        "data": _data(config, pictures),
+        "network": f"{name}, {trained:,} of {every:,} numbers train" + (", as the data ask for:" if derived else ""),
+        "model": json.dumps(config.model) if derived else None,
+        "captions": _captions(config, pictures),
+        "steps": _steps(config, pictures),
+        "memory": _memory(config, parts),
+        "goes on": start and f"from {start}",
+        "output": config.output_dir,
+    }
+    return "\n".join(f"{title:9} {text}" for title, text in rows.items() if text)
+
+
+def _data(config: TrainingConfig, pictures) -> str:
+    d = config.dataset
+    source = f"{d.name}" + (f" ({d.root})" if d.root else "")
+    if d.streaming:
+        return f"{source}, a stream, at {d.resolution} pixels"
+    told = getattr(getattr(pictures, "pictures", pictures).data.info, "description", "")
+    return f"{source}: {told or f'{len(pictures):,} pictures'}, at {d.resolution} pixels"
+
+
+def _captions(config: TrainingConfig, pictures) -> str | None:
+    if config.dataset.streaming or not (texts := [text for text in pictures.captions() if text]):
+        return None
+    chosen = [texts[i * len(texts) // SHOWN] for i in range(min(SHOWN, len(texts)))]
+    return "such as " + ", ".join(repr(text if len(text) <= LONGEST else text[:LONGEST] + "...") for text in chosen)
+
+
+def _steps(config: TrainingConfig, pictures) -> str:
+    text = f"{config.max_steps:,} of {config.batch_size} pictures"
+    if config.dataset.streaming:
+        return text
+    return f"{text}, {config.max_steps * config.batch_size / len(pictures):.3g} passes over the data"
+
+
+def _memory(config: TrainingConfig, parts: Networks) -> str | None:
+    """Of a process, in float32; nothing is said of adapters."""
+    if config.lora is not None:
+        return None
+    memory = memory_of(config, parts)
+    has = f", the GPU has {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f}" if torch.cuda.is_available() else ""
+    return f"about {memory.total / 2**30:.2g} GiB in float32 ({memory.state / 2**30:.2g} of it weights and averages){has}"
