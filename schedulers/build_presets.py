@@ -17,7 +17,7 @@ CLASSES = {
     "euler": "AtlasEulerScheduler",
     "euler-ancestral": "AtlasEulerAncestralScheduler",
     "heun": "AtlasHeunScheduler",
-    "few-step": "AtlasMultistepScheduler",
+    "multistep": "AtlasMultistepScheduler",
 }
 BETA_SCHEDULES = ("linear", "scaled_linear", "cosine", "quadratic", "sigmoid", "exponential", "laplace", "karras")
 COMMON = {"num_train_timesteps": 1000, "prediction_type": "epsilon", "clip_sample": False}
@@ -37,7 +37,7 @@ FAMILIES = {
     **{
         beta: (
             {**DDPM, "beta_schedule": beta},
-            {"ddim": {}, "euler": {}, "heun": {"use_exponential_sigmas": True}, "few-step": {}},
+            {"ddim": {}, "euler": {}, "heun": {"use_exponential_sigmas": True}, "multistep": {}},
         )
         for beta in BETA_SCHEDULES
     },
@@ -49,11 +49,11 @@ FAMILIES = {
             "euler": {},
             "euler-ancestral": {},
             "heun": {},
-            "few-step": {},
+            "multistep": {},
         },
     ),
-    "sdxl": (RELEASED, {"euler": {}, "euler-ancestral": {}, "ddim": {"set_alpha_to_one": False}, "heun": {}, "few-step": {}}),
-    "zero-snr-v-prediction": (ZERO_SNR, {"ddim": {}, "euler": {}, "few-step": {}}),
+    "sdxl": (RELEASED, {"euler": {}, "euler-ancestral": {}, "ddim": {"set_alpha_to_one": False}, "heun": {}, "multistep": {}}),
+    "zero-snr-v-prediction": (ZERO_SNR, {"ddim": {}, "euler": {}, "multistep": {}}),
 }
 
 

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .output import usable_device
+
 EXAMPLES = """examples:
   atlas-diffusers evaluate atlas-emoji --data embedded:emoji --split test --count 64
   atlas-diffusers evaluate outputs/mine/pipeline --data my-pictures -o scores.json
@@ -44,7 +46,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from ..pipelines import AtlasPipeline
     from ..training import Evaluator, PictureDataset, load_training_data, write_evaluation
 
-    pipeline = AtlasPipeline.from_pretrained(args.model).to(args.device)
+    pipeline = AtlasPipeline.from_pretrained(args.model).to(usable_device(args.device))
     pipeline.set_progress_bar_config(disable=True)
     if args.lora is not None:
         pipeline.load_lora_weights(args.lora)

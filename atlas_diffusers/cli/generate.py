@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .output import check_output, no_loading_bars
+from .output import check_output, no_loading_bars, usable_device
 from .schedulers import scheduler_class
 
 EXAMPLES = """examples:
@@ -47,7 +47,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
     scheduler = None if args.scheduler is None else scheduler_class(args.scheduler)
     with no_loading_bars():
-        pipeline = AtlasPipeline.from_pretrained(args.model).to(args.device)
+        pipeline = AtlasPipeline.from_pretrained(args.model).to(usable_device(args.device))
     if scheduler is not None:
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
     prompts = [prompt for prompt in args.prompts for _ in range(args.count)]

@@ -14,6 +14,17 @@ def check_output(path: Path) -> None:
         raise OSError(f"output {path}: folder {path.parent} does not exist")
 
 
+def usable_device(name: str) -> str:
+    """``name``, or ``ValueError`` where torch has no such device here."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return name
+
+
 @contextmanager
 def no_loading_bars():
     """Only sampling shows its progress."""

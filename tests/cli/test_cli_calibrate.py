@@ -1,13 +1,23 @@
-"""``atlas-diffusers calibrate``: a folder's scheduler becomes the calibrated few-step solver."""
+"""``atlas-diffusers calibrate``: a copy of the folder, or the folder itself, gets the calibrated few-step solver."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
-import torch
 from conftest import build_tiny_pipeline, seeded
+from stock_pipelines import build_stock_pipeline
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasMultistepScheduler, AtlasPipeline
 from atlas_diffusers.cli import main
+
+SMALL = ["--steps", "3", "--trajectories", "9", "--teacher-steps", "8", "--budget", "300", "--batch-size", "9"]
+quiet = pytest.mark.filterwarnings("ignore:.*calibration gives", "ignore:the steps are calibrated for")
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 @pytest.fixture
@@ -17,39 +27,103 @@ def folder(tmp_path):
     return tmp_path / "pipeline"
 
 
-@pytest.mark.filterwarnings("ignore:.*calibration gives")
-def test_the_folder_gets_the_tables_of_the_function(folder, tmp_path, capsys):
-    before = json.loads((folder / "model_index.json").read_text())
+@quiet
+def test_a_copy_gets_the_tables_of_the_function(folder, tmp_path, capsys):
+    before, new = contents(folder), tmp_path / "few"
     (tmp_path / "prompts.txt").write_text("red heart\n\nblue star\n")
-    options = ["--steps", "3", "--trajectories", "9", "--teacher-steps", "8", "--budget", "600", "--guidance-scale", "2"]
-    options += ["--seed", "4"]
     expected = AtlasMultistepScheduler.calibrate(
-        AtlasPipeline.from_pretrained(folder), (3,), num_trajectories=9, teacher_steps=8, budget=600, guidance_scale=2.0,
-        prompts=["red heart", "blue star"], generator=seeded(4), progress=False,
+        AtlasPipeline.from_pretrained(folder), (3,), num_trajectories=9, teacher_steps=8, budget=300, batch_size=9,
+        guidance_scale=2.0, prompts=["red heart", "blue star"], generator=seeded(4), progress=False,
     )  # fmt: skip
-    assert main(["calibrate", str(folder), *options, "--prompts-file", str(tmp_path / "prompts.txt")]) == 0
+    arguments = ["--guidance-scale", "2", "--seed", "4", "--prompts-file", str(tmp_path / "prompts.txt")]
+    assert main(["calibrate", str(folder), "-o", str(new), *SMALL, *arguments]) == 0
     printed = capsys.readouterr().out
     assert f"{expected.calibration_report.network_calls} network calls, 72 by the teacher" in printed
-    assert "3 steps: " in printed
-    pipeline = AtlasPipeline.from_pretrained(folder)
+    assert "3 steps: " in printed and "s each, about" in printed.splitlines()[0]
+    assert contents(folder) == before
+    pipeline = AtlasPipeline.from_pretrained(new)
     assert type(pipeline.scheduler) is AtlasMultistepScheduler
     assert pipeline.scheduler.config.calibration == expected.config.calibration
     assert pipeline.scheduler.config.beta_schedule == "squaredcos_cap_v2"
-    after = json.loads((folder / "model_index.json").read_text())
-    assert after == {**before, "scheduler": ["atlas_diffusers", "AtlasMultistepScheduler"]}
-    images = pipeline("red heart", num_inference_steps=3, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    after = json.loads((new / "model_index.json").read_text())
+    assert after == {**json.loads(before["model_index.json"]), "scheduler": ["atlas_diffusers", "AtlasMultistepScheduler"]}
+    images = pipeline("red heart", num_inference_steps=3, output_type="pt", generator=seeded(0)).images
     assert images.isfinite().all()
 
 
+@quiet
+def test_a_stock_pipeline_of_the_copy_loads_after_an_import(tmp_path):
+    """Diffusers imports no library by itself, and says so; the scheduler's own folder serves any pipeline."""
+    source, new = tmp_path / "sd", tmp_path / "few"
+    build_stock_pipeline("text2img").save_pretrained(source)
+    call = '{"height": 64, "width": 64, "guidance_scale": 1}'
+    assert main(["calibrate", str(source), "-o", str(new), *SMALL, "--call", call, "--prompts", "a red heart"]) == 0
+    code = f"""
+from diffusers import StableDiffusionPipeline
+try:
+    StableDiffusionPipeline.from_pretrained({str(new)!r})
+except ValueError as error:
+    print("import atlas_diffusers before calling `from_pretrained`" in str(error))
+import atlas_diffusers
+pipeline = StableDiffusionPipeline.from_pretrained({str(new)!r})
+print(pipeline.scheduler.calibrated_steps)
+print(atlas_diffusers.AtlasMultistepScheduler.from_pretrained({str(new / "scheduler")!r}).calibrated_steps)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert found.stdout.split("\n") == ["True", "[3]", "[3]", ""], found.stderr
+
+
+@quiet
+def test_in_place_keeps_tables_of_other_step_counts(folder):
+    assert main(["calibrate", str(folder), "--in-place", *SMALL]) == 0
+    first = AtlasPipeline.from_pretrained(folder).scheduler._calibration
+    again = [*SMALL, "--steps", "4", "--seed", "1"]
+    assert main(["calibrate", str(folder), "--in-place", *again]) == 0
+    second = AtlasPipeline.from_pretrained(folder).scheduler._calibration
+    assert second.tables.keys() >= first.tables.keys()
+    assert all(second.tables[key] == table for key, table in first.tables.items())
+
+
+def test_a_full_disk_leaves_the_folder_as_it_was(folder, tmp_path, monkeypatch):
+    before = contents(folder)
+
+    def full(source, target):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    for output in (["--in-place"], ["-o", str(tmp_path / "new")]):
+        assert main(["calibrate", str(folder), *output, *SMALL]) == 2
+        assert contents(folder) == before and not (tmp_path / "new").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pipeline"]
+
+
 @pytest.mark.parametrize("arguments, message", [
-    (["missing"], "missing is not the folder of a pipeline"),
-    (["{folder}", "--steps", "1"], "step counts of at least 2"),
-    (["{folder}", "--trajectories", "4"], "at least 8"),
-    (["{folder}", "--prompts-file", "none.txt"], "none.txt"),
+    (["missing", "--in-place"], "missing is not the folder of a pipeline"),
+    (["{folder}", "--in-place", "--steps", "1"], "step counts of at least 2"),
+    (["{folder}", "--in-place", "--trajectories", "4"], "at least 8"),
+    (["{folder}", "--in-place", "--prompts-file", "none.txt"], "none.txt"),
+    (["{folder}", "-o", "{folder}"], "exists; choose another folder, or --in-place"),
+    (["{folder}", "--in-place", "--call", "[1]"], "--call [1]: expected an object"),
+    (["{folder}", "--in-place", "--call", '{"latents": 0}'], "call has ['latents'], which a calibration sets itself"),
+    (["{folder}", "--in-place", "--device", "banana"], "--device banana: "),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_changes_nothing(folder, arguments, message, capsys):
-    before = (folder / "model_index.json").read_text()
-    assert main(["calibrate", *(argument.format(folder=folder) for argument in arguments)]) == 2
+    before = contents(folder)
+    arguments = [argument.replace("{folder}", str(folder)) for argument in arguments]
+    assert main(["calibrate", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error.splitlines()[-1]
-    assert (folder / "model_index.json").read_text() == before
+    assert contents(folder) == before
+
+
+def test_one_of_both_places_is_asked_for(folder, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["calibrate", str(folder)])
+    assert "one of the arguments -o/--output --in-place is required" in capsys.readouterr().err
+
+
+def test_damaged_weights_are_one_line(folder, capsys):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert main(["calibrate", str(folder), "--in-place"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -15,7 +15,7 @@ from .cache import Cache
 from .calibrator import Calibrator, StepReport, calls_for_tables, planned_calls, teach
 from .model import FunctionModel, Model
 from .pipeline import PipelineModel
-from .tables import Calibration
+from .tables import Calibration, StepTable
 from .teacher import teacher_sigmas
 
 FEWEST_TRAJECTORIES = 8
@@ -67,7 +67,8 @@ def calibrated_scheduler(
     seeds = torch.randint(2**62, (settings.num_trajectories,), generator=generator, device=generator.device).tolist()
     if isinstance(model, DiffusionPipeline):
         call = pipeline_call(model, call, prompts, guidance_scale)
-        plain = cls.from_config({**(model.scheduler.config if config is None else config), "calibration": None})
+        config = model.scheduler.config if config is None else config
+        plain = cls.from_config({**config, "calibration": None})
         groups = pipeline_models(model, plain, call, seeds, batch_size or PIPELINE_BATCH, settings.num_inference_steps)
         guidance_scale = guidance_of(model, call)
     elif call is not None or prompts is not None:
@@ -78,11 +79,21 @@ def calibrated_scheduler(
         plain = cls.from_config({**config, "calibration": None})
         function = FunctionModel(model, plain, sample_shape, seeds, batch_size or len(seeds), device or "cpu")
         groups = [(function, settings.num_inference_steps)]
-    tables, report = calibrate(groups, settings)
-    calibration = Calibration(tables, plain.process_sigma_hats, plain.config.prediction_type, guidance_scale)
+    before = tables_before(config, plain, guidance_scale)
+    tables, report = calibrate(groups, settings, before)
+    calibration = Calibration(before | tables, plain.process_sigma_hats, plain.config.prediction_type, guidance_scale)
     scheduler = cls.from_config(plain.config, calibration=calibration.to_config())
     scheduler.calibration_report = report
     return scheduler
+
+
+def tables_before(config: dict, plain: AtlasMultistepScheduler, guidance_scale: float | None) -> dict:
+    """Tables that a configuration has for the same model as far as it says."""
+    if config.get("calibration") is None:
+        return {}
+    calibration = Calibration.from_config(config["calibration"])
+    same = calibration.process == plain.process_sigma_hats and calibration.prediction_type == plain.config.prediction_type
+    return calibration.tables if same and calibration.guidance_scale == guidance_scale else {}
 
 
 def pipeline_call(pipeline, call: dict | None, prompts: list[str] | None, guidance_scale: float | None) -> dict:
@@ -113,22 +124,24 @@ def pipeline_models(pipeline, scheduler, call, seeds, batch_size, counts) -> lis
     return [(model, [steps]) for model, steps in zip([first, *others], counts)]
 
 
-def calibrate(groups: list[tuple[Model, Sequence[int]]], settings: Settings) -> tuple[dict, CalibrationReport]:
-    """Tables by step count and first step, and what they cost."""
+def calibrate(
+    groups: list[tuple[Model, Sequence[int]]], settings: Settings, before: dict[tuple[int, int], StepTable]
+) -> tuple[dict[tuple[int, int], StepTable], CalibrationReport]:
+    """Tables by step count and first step that are better than the plain solver and those ``before``, and what they cost."""
     tables, reports, teacher_calls, budget = {}, {}, 0, settings.budget // len(groups)
     if settings.progress:
         announce(groups, settings, budget)
     for model, counts in groups:
         folder = settings.cache / f"from-{counts[0]}" if settings.cache and model.begin else settings.cache
         cache = None if folder is None else Cache(folder)
-        lowest, before = model.scheduler.process.ends[1].sigma_hat, model.calls
+        lowest, calls_before = model.scheduler.process.ends[1].sigma_hat, model.calls
         sigmas = teacher_sigmas(lowest, model.top, settings.teacher_steps)
         calibrator = Calibrator(model, teach(model, sigmas, cache, settings.progress), cache)
-        teacher_calls += model.calls - before
+        teacher_calls += model.calls - calls_before
         calls = [steps - model.begin for steps in counts]
         share = calls_for_tables(budget, model.count, settings.teacher_steps, calls)
         for steps in tqdm(counts, desc="step counts", disable=not settings.progress):
-            table, reports[steps] = calibrator.table(steps - model.begin, share)
+            table, reports[steps] = calibrator.table(steps - model.begin, share, before.get((steps, model.begin)))
             if reports[steps].kept:
                 tables[steps, model.begin] = table
             else:

@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .cache import Cache
-from .fit import Candidate, distances, fit
+from .fit import Candidate, distances, fit, follow
 from .model import Model
 from .node_placement import Placement
 from .refine import refine
@@ -49,8 +49,8 @@ class Calibrator:
         self.train = torch.arange(len(teacher.ends), device=teacher.ends.device) % HELD_OUT != HELD_OUT - 1
         self.placement = Placement(teacher.part(self.train), from_top=not model.scales_noise)
 
-    def table(self, steps: int, calls: int) -> tuple[StepTable, StepReport]:
-        """The best table found by ``calls`` network calls a trajectory, against the plain solver."""
+    def table(self, steps: int, calls: int, before: StepTable | None = None) -> tuple[StepTable, StepReport]:
+        """The best table found by ``calls`` network calls a trajectory, against the plain solver and the table ``before``."""
         reserved = REFINED.get(steps, 0) if calls < 100 else int(calls * REFINED_SHARE)
         found, spent = self._search(steps, max((calls - reserved) // steps, FEWEST_TABLES))
         while spent + steps < calls and reserved:
@@ -59,6 +59,8 @@ class Calibrator:
             if better is found:
                 break
             found = better
+        if before is not None:
+            found = min(found, follow(self.model, self.teacher, before), key=lambda candidate: self.score(candidate.errors))
         calibrated, plain = self.held_out(found.errors), self.held_out(self.plain_errors(steps))
         return found.table, StepReport(plain, calibrated, calibrated < plain)
 
