@@ -1,10 +1,12 @@
 """Tiny offline components, one thread, no hub."""
 
+import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import diffusers
 import pytest
 import torch
 
@@ -76,3 +78,15 @@ def float64():
 @pytest.fixture
 def tiny_pipeline():
     return build_tiny_pipeline()
+
+
+@pytest.fixture
+def diffusers_log():
+    """What Diffusers logs during a test."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = diffusers.utils.logging.get_logger("diffusers")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)

@@ -1,8 +1,11 @@
 """From a configuration, Diffusers' own included, to the noise process of a scheduler."""
 
+import functools
 import inspect
 from collections.abc import Mapping
 from typing import Any
+
+import diffusers
 
 from ..schedules import Flow
 
@@ -35,7 +38,26 @@ ONLY_WITH_A_FLOW = ("flow_shift", "use_dynamic_shifting", "shift_terminal", "inv
 
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether a configuration is that of flow matching."""
-    return bool(config.get("use_flow_sigmas")) or config.get("shift") is not None or config.get("_class_name") in FLOW_CLASSES
+    return bool(config.get("use_flow_sigmas")) or config.get("shift") is not None
+
+
+@functools.cache
+def _options_of(name: str) -> frozenset[str]:
+    """The options of a scheduler of Diffusers; none where it lacks a package."""
+    parameters = inspect.signature(getattr(diffusers, name)).parameters.values() if hasattr(diffusers, name) else ()
+    return frozenset(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
+def class_of(config: Mapping[str, Any]) -> str | None:
+    """
+    The class that a configuration belongs to. One in memory does not name it, but has exactly its options, which are the same
+    for Heun of flow matching and of flow maps: there it is the former.
+    """
+    if "_class_name" in config:
+        return config["_class_name"]
+    options = frozenset(name for name in config if not name.startswith("_"))
+    names = (*FLOW_CLASSES, *OTHER_PROCESSES, *(name for same in SAME_ALGORITHM.values() for name in same))
+    return next((name for name in names if options and _options_of(name) == options), None)
 
 
 def read_process(config: dict[str, Any], overrides: dict[str, Any], cls: type) -> dict[str, Any]:
@@ -46,7 +68,7 @@ def read_process(config: dict[str, Any], overrides: dict[str, Any], cls: type) -
     Raises:
         ValueError: for a class of Diffusers whose process is none of ours.
     """
-    name, config = config.get("_class_name"), dict(config)
+    name, config = class_of(config), dict(config)
     if name in OTHER_PROCESSES:
         raise ValueError(
             f"{name} has a noise process that {cls.__name__} does not have; supported are configurations with betas, and of "
@@ -59,11 +81,12 @@ def read_process(config: dict[str, Any], overrides: dict[str, Any], cls: type) -
     if str(name).startswith("CogVideoX"):
         config.setdefault("snr_shift_scale", 3.0)
         defaults.discard("snr_shift_scale")
-    if "shift" in overrides or "flow_shift" in overrides:
-        config.pop("shift", None), config.pop("flow_shift", None)
+    if name in FLOW_CLASSES:
+        config.setdefault("shift", 1.0)
     if is_flow(config):
-        config["use_flow_sigmas"] = True
         defaults -= {"shift", "use_flow_sigmas"}
+        if new := [overrides[option] for option in ("shift", "flow_shift") if option in overrides]:
+            config |= {"shift": new[0], "flow_shift": new[0]}
     elif is_flow(overrides):
         unread = {"prediction_type", *(option for option in FLOW_DEFAULTS if option in defaults)}
         config = {option: value for option, value in config.items() if option not in unread}
@@ -76,7 +99,8 @@ def read_process(config: dict[str, Any], overrides: dict[str, Any], cls: type) -
 
 def settle_flow(scheduler: Any) -> None:
     """
-    Complete the configuration of a flow, so that every scheduler of Diffusers with flow sigmas reads it as ours do.
+    Complete the configuration of a flow. ``use_flow_sigmas`` stays as it is: pipelines of Flux that find it true keep the
+    sigmas to themselves that they give to other schedulers.
 
     Raises:
         ValueError: for options that only betas have, or, without a flow, that only a flow has.
@@ -99,7 +123,7 @@ def settle_flow(scheduler: Any) -> None:
     left_out = set(c.get("_use_default_values", ()))
     completed = {name: value for name, value in FLOW_DEFAULTS.items() if name in signature and name in left_out}
     shift = c.flow_shift if c.shift is None else c.shift
-    completed |= {"use_flow_sigmas": True, "shift": shift, "flow_shift": shift}
+    completed |= {"shift": shift, "flow_shift": shift}
     travel = {*completed, *FLOW_OPTIONS, "num_train_timesteps"}  # even where they were left at their defaults
     scheduler.register_to_config(**completed, _use_default_values=sorted(left_out - travel))
 

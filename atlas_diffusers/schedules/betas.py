@@ -137,7 +137,7 @@ def shift_snr(betas: torch.Tensor, scale: float) -> torch.Tensor:
         return betas
     alphas_cumprod = (1 - betas.double()).cumprod(0)
     shifted = alphas_cumprod / (scale + (1 - scale) * alphas_cumprod)
-    return 1 - shifted / torch.cat([torch.ones(1, dtype=torch.float64), shifted[:-1]])
+    return (1 - shifted / torch.cat([torch.ones(1, dtype=torch.float64), shifted[:-1]])).to(betas.dtype)
 
 
 def rescale_zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:

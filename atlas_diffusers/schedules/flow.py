@@ -71,7 +71,7 @@ class Flow(NoiseProcess):
     def _level(self, s: float) -> NoiseLevel:
         if not self.zero_signal and s * (1 + LARGEST_SIGMA_HAT) > LARGEST_SIGMA_HAT:
             return self.from_sigma_hat(LARGEST_SIGMA_HAT)
-        return NoiseLevel(1 - s, s)
+        return NoiseLevel(max(0.0, 1 - s), min(s, 1.0))
 
     def from_sigma_hat(self, sigma_hat: float) -> NoiseLevel:
         return NoiseLevel(0.0, 1.0) if sigma_hat == math.inf else NoiseLevel(1 / (1 + sigma_hat), sigma_hat / (1 + sigma_hat))
@@ -81,7 +81,8 @@ class Flow(NoiseProcess):
         return self._level(1 - s if self.inverted else s)
 
     def timesteps_of(self, levels: Sequence[NoiseLevel]) -> list[float]:
-        return [len(self) * self.sigma(level) for level in levels]
+        sigmas = torch.tensor([self.sigma(level) for level in levels], dtype=torch.float64)
+        return (len(self) * sigmas).float().tolist()
 
     def levels_at(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         s = (timesteps.to(torch.float64) / len(self)).clamp(0, 1)
@@ -129,7 +130,7 @@ class Flow(NoiseProcess):
         grid = self.grid_through(levels)
         if request.timesteps is None or self.inverted:
             return grid
-        timesteps = _falling("timesteps", request.timesteps, len(self))
+        timesteps = torch.tensor(_falling("timesteps", request.timesteps, len(self))).tolist()
         if request.sigmas is None and not all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(timesteps, grid.timesteps)):
             warnings.warn(
                 "timesteps were given without sigmas: they are used as they are, while the sigmas of the steps, derived from "

@@ -1,7 +1,6 @@
 import functools
 import inspect
 import itertools
-import logging
 import warnings
 
 import diffusers
@@ -371,17 +370,6 @@ def test_save_and_load(cls, tmp_path):
     loaded = cls.from_pretrained(tmp_path)
     assert public(loaded.config) == public(scheduler.config)
     assert torch.equal(sample(loaded, noise(), 5), sample(scheduler, noise(), 5))
-
-
-@pytest.fixture
-def diffusers_log():
-    records = []
-    handler = logging.Handler()
-    handler.emit = records.append
-    logger = diffusers.utils.logging.get_logger("diffusers")
-    logger.addHandler(handler)
-    yield records
-    logger.removeHandler(handler)
 
 
 STOCK_NAMES = ["DDIM", "DDPM", "PNDM", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "DPMSolverMultistep"]
