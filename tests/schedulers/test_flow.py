@@ -345,7 +345,9 @@ def test_options_that_only_some_samplers_have_are_named():
 
 @ALL
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("options", [{}, {"clip_sample": True}, {"thresholding": True}, {"final_sigmas_type": "sigma_min"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_sample": True}, {"thresholding": True}, {"final_sigmas_type": "sigma_min"}], ids=str
+)
 def test_steps_from_pure_noise_are_finite(cls, prediction_type, options):
     """And a network that is sure of its data ends there."""
     scheduler = ask(cls(shift=3.0, prediction_type=prediction_type, **options), "text", "3")
