@@ -2,6 +2,7 @@
 
 from .dynamic_bridge import DynamicBridge
 from .gate import GatedBridge
+from .mixture_bridge import MixtureBridge
 from .schrodinger_bridge import BridgeCoupling, BridgeState, SchrodingerBridgeSolver
 
-__all__ = ["BridgeCoupling", "BridgeState", "DynamicBridge", "GatedBridge", "SchrodingerBridgeSolver"]
+__all__ = ["BridgeCoupling", "BridgeState", "DynamicBridge", "GatedBridge", "MixtureBridge", "SchrodingerBridgeSolver"]
