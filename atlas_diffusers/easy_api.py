@@ -62,19 +62,22 @@ class EasySampler:
         first = _fresh_seed() if seed is None else seed
         call = {"num_inference_steps": timesteps, "guidance_scale": guidance_scale, "output_type": output_type}
         call |= {"height": self.side, "width": self.side, **options}
-        if "references" in options and "bridge" not in options:
+        if options.get("references") is not None and "bridge" not in options:
             call["bridge"] = {"solver_type": self.profile.kernel_solver}
+        is_coupled = call.get("references") is not None or call.get("bridge") is not None
         parts, done = [], 0
         while done < len(rows):
-            part = rows[done : done + self.profile.batch_size]
+            # what is coupled with references depends on its batch mates: one batch, which the network sees in parts
+            part = rows[done:] if is_coupled else rows[done : done + self.profile.batch_size]
             inputs = _inputs(prompts, negative_prompts, part)
             generators = [torch.Generator().manual_seed(first + done + i) for i in range(len(part))]
             try:
-                parts.append(self.pipeline(**inputs, **call, generator=generators).images)
+                call_part = {"network_batch_size": self._size(part), **call}
+                parts.append(self.pipeline(**inputs, **call_part, generator=generators).images)
             except torch.OutOfMemoryError:
-                if len(part) == 1:
+                if self._size(part) == 1:
                     raise
-                self._halve(len(part))
+                self._halve(self._size(part))
                 continue
             done += len(part)
         return _joined(parts)
@@ -92,6 +95,10 @@ class EasySampler:
         if isinstance(negative, list) and len(negative) not in (1, len(prompts)):
             counts = len(negative), len(prompts)
             raise ValueError(f"{counts[0]} negative prompts for {counts[1]} prompts; expected 1 or {counts[1]}")
+
+    def _size(self, part: list[int]) -> int:
+        """Pictures in one network call."""
+        return min(self.profile.batch_size, len(part))
 
     def _halve(self, size: int) -> None:
         self.profile = self.profile.model_copy(update={"batch_size": size // 2})

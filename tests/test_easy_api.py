@@ -41,7 +41,23 @@ def test_the_batch_size_changes_nothing(batch_size):
     torch.testing.assert_close(sampler(batch_size).generate(PROMPTS, **call), expected)
 
 
-def fail_above(monkeypatch, made, limit):
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("prompts", [["red heart", "blue star"], None])
+def test_pictures_coupled_with_references_do_not_depend_on_the_batch_size(prompts):
+    """The whole batch is coupled with the references, whatever the network sees at a time."""
+    references = torch.rand(6, 3, 8, 8, generator=seeded(5)) * 2 - 1
+    call = {"num_samples": 3, "timesteps": 3, "seed": 1, "references": references, "output_type": "latent"}
+    expected = sampler(100).generate(prompts, **call, bridge={"gate": 2.0})
+    for size in (1, 2, 5):
+        made = sampler(size)
+        calls = fail_above(made, size * (1 if prompts is None else 2))
+        torch.testing.assert_close(made.generate(prompts, **call, bridge={"gate": 2.0}), expected)
+        assert calls and made.profile.batch_size == size
+    plain = sampler(2).generate(prompts, **{**call, "references": None})
+    assert (plain - expected).abs().max() > 0.05
+
+
+def fail_above(made, limit):
     """Calls of the network with more samples run out of memory."""
     calls, forward = [], made.pipeline.unet.forward
 
@@ -51,18 +67,18 @@ def fail_above(monkeypatch, made, limit):
             raise torch.cuda.OutOfMemoryError("injected")
         return forward(x, *args, **kwargs)
 
-    monkeypatch.setattr(made.pipeline.unet, "forward", limited)
+    made.pipeline.unet.forward = limited
     return calls
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("prompts", [PROMPTS, None])
-def test_out_of_memory_halves_the_batch_and_keeps_the_pictures(monkeypatch, prompts):
+def test_out_of_memory_halves_the_batch_and_keeps_the_pictures(prompts):
     call = {"num_samples": 2 if prompts else 6, "timesteps": 2, "seed": 3, "guidance_scale": 2.0}
     expected = sampler(6).generate(prompts, **call)
     made = sampler(6)
     limit = 4 if prompts else 2
-    calls = fail_above(monkeypatch, made, limit)
+    calls = fail_above(made, limit)
     torch.testing.assert_close(made.generate(prompts, **call), expected)
     assert max(calls) > limit and made.profile.batch_size < 6
     calls.clear()
@@ -70,9 +86,9 @@ def test_out_of_memory_halves_the_batch_and_keeps_the_pictures(monkeypatch, prom
     assert max(calls) <= limit, "the next call starts with what fits"
 
 
-def test_one_picture_that_is_too_large_is_an_error(monkeypatch):
+def test_one_picture_that_is_too_large_is_an_error():
     made = sampler(2)
-    fail_above(monkeypatch, made, 0)
+    fail_above(made, 0)
     with pytest.raises(torch.OutOfMemoryError, match="injected"):
         made.generate(PROMPTS)
 

@@ -112,6 +112,23 @@ def test_guidance_is_the_formula_in_one_call():
     assert model.rows == [2] * 4, "guidance that is off costs one pass"
 
 
+def test_a_clipped_output_is_used_where_the_configuration_says():
+    """The noise that a step keeps is that of the clipped data prediction."""
+    x = {}
+    for clipped in (False, True):
+        config = NoiseSchedulerConfig(clip_sample_range=0.2, use_clipped_model_output=clipped, timestep_spacing="trailing")
+        x[clipped] = DiffusionPipeline(config, SamplingMethod.DDIM).sample(
+            lambda x, t: 0.9 * x, (2, 3, 4, 4), 3, generator=seeded()
+        )
+        scheduler = atlas_diffusers.AtlasDDIMScheduler(clip_sample=True, clip_sample_range=0.2, timestep_spacing="trailing")
+        scheduler.set_timesteps(3)
+        expected = torch.randn(2, 3, 4, 4, generator=seeded())
+        for t in scheduler.timesteps:
+            expected = scheduler.step(0.9 * expected, t, expected, use_clipped_model_output=clipped).prev_sample
+        torch.testing.assert_close(x[clipped], expected)
+    assert (x[True] - x[False]).abs().max() > 1e-3
+
+
 def test_an_early_stop_returns_the_sample_of_its_step():
     pipeline = DiffusionPipeline(NoiseSchedulerConfig(**FREE), SamplingMethod.EULER)
     seen = []

@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -86,6 +87,7 @@ class SchrodingerBridgeSolver:
         max_iterations: limit of the solver; reaching it warns.
         solver_type: kernel operator, as of :func:`~atlas_diffusers.kernels.make_kernel_operator`. A Nyström approximation that
             the true kernel contradicts is replaced by the direct operator, with a log entry.
+        kernel_options: further arguments of it: ``num_landmarks``, ``num_features``, ``orthogonal``, ``max_bytes``.
 
     Raises:
         ValueError: for fewer than two references, NaN, shapes that do not fit, weights that are negative or all zero.
@@ -98,6 +100,7 @@ class SchrodingerBridgeSolver:
     tolerance: float = 1e-3
     max_iterations: int = 1000
     solver_type: str = "auto"
+    kernel_options: dict[str, Any] = field(default_factory=dict)
     _flat: torch.Tensor = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -156,10 +159,9 @@ class SchrodingerBridgeSolver:
         )
 
     def _kernel(self, points: torch.Tensor, bandwidth: float) -> KernelOperator:
-        landmarks = min(256, len(points) + len(self._flat))
-        operator = make_kernel_operator(
-            points, self._flat, epsilon=bandwidth, solver_type=self.solver_type, num_landmarks=landmarks
-        )
+        options = {"num_landmarks": 256, **self.kernel_options}
+        options["num_landmarks"] = min(options["num_landmarks"], len(points) + len(self._flat))
+        operator = make_kernel_operator(points, self._flat, epsilon=bandwidth, solver_type=self.solver_type, **options)
         if self.solver_type == "nystrom" and not (probe := operator.probe()).is_good:
             logger.info("bandwidth %.3g: %s; the direct kernel is used", bandwidth, probe)
             operator = make_kernel_operator(points, self._flat, epsilon=bandwidth, solver_type="direct")

@@ -1,6 +1,6 @@
 """From prompts to the states that a network attends to."""
 
-from .clip import build_text_encoder, build_tokenizer, count_tokens, tokenize
+from .clip import build_text_encoder, build_tokenizer, token_lists, tokenize
 from .interface import CLIPConditioningInterface, TextEncoding
 
-__all__ = ["CLIPConditioningInterface", "TextEncoding", "build_text_encoder", "build_tokenizer", "count_tokens", "tokenize"]
+__all__ = ["CLIPConditioningInterface", "TextEncoding", "build_text_encoder", "build_tokenizer", "token_lists", "tokenize"]

@@ -96,7 +96,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str], length: int | None = No
     return batch.input_ids
 
 
-def count_tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> list[int]:
-    """Tokens of each text, uncut, with the marks of begin and end."""
+def token_lists(tokenizer: CLIPTokenizer, texts: list[str], marks: bool = True) -> list[list[int]]:
+    """Token ids of each text, neither cut nor padded, with or without the marks of begin and end."""
     with _TOKENIZING:
-        return [len(ids) for ids in tokenizer(texts).input_ids]
+        return tokenizer(texts, add_special_tokens=marks).input_ids

@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import logging
 
 from ..config import ConditioningConfig
-from .clip import tokenize
+from .clip import token_lists, tokenize
 
 logger = logging.get_logger(__name__)
 
@@ -166,7 +166,7 @@ class _TransformersTower(_Tower):
             raise ValueError(f"max_length={self.length}, but the text encoder has {places} places")
 
     def tokens(self, prompt: str) -> list[int]:
-        return self.tokenizer(prompt, add_special_tokens=False).input_ids
+        return token_lists(self.tokenizer, [prompt], marks=False)[0]
 
     def whole(self, prompt: str) -> torch.Tensor:
         return tokenize(self.tokenizer, [prompt], self.length)

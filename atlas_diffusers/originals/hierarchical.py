@@ -41,9 +41,12 @@ class AdvancedHierarchicalDiffusionSampler:
             anything else as ``score_model(x, t)`` or ``score_model(x, t, conditioning)``, t of shape (batch,) in [0, 1].
         noise_schedule: ᾱ(t), decreasing in t.
         device: where to sample.
-        kernel_config: its ``solver_type`` is the kernel operator of the bridge to references, whose kernel is gaussian and
-            whose bandwidth is the noise.
+        kernel_config: kernel operator of the bridge to references. The kernel is the gaussian of the noise, and ``epsilon`` its
+            bandwidth in units of the noise: 1 is the exact posterior.
         sampler_config: see :class:`~atlas_diffusers.config.SamplerConfig`.
+
+    Raises:
+        ValueError: for a kernel that is no gaussian, several bandwidths, and a bandwidth in units of the points' distances.
     """
 
     def __init__(
@@ -56,8 +59,7 @@ class AdvancedHierarchicalDiffusionSampler:
     ):
         self.score_model, self.noise_schedule, self.device = score_model, noise_schedule, torch.device(device)
         self.kernel_config, self.config = kernel_config or KernelConfig(), sampler_config or SamplerConfig()
-        if self.kernel_config.kernel_type != "gaussian":
-            raise ValueError(f"kernel_type={self.kernel_config.kernel_type!r}; the bridge's kernel is gaussian")
+        _check_kernel(self.kernel_config)
         self.is_network = "sample_size" in getattr(score_model, "config", {})
         self.dtype = torch.promote_types(getattr(score_model, "dtype", torch.float32), torch.float32)
 
@@ -189,6 +191,16 @@ class AdvancedHierarchicalDiffusionSampler:
         )  # fmt: skip
 
 
+def _check_kernel(kernel: KernelConfig) -> None:
+    """The kernel of the bridge is that of the forward process."""
+    default = KernelConfig()
+    if kernel.kernel_type != default.kernel_type:
+        raise ValueError(f"kernel_type={kernel.kernel_type!r}; the bridge's kernel is gaussian")
+    for name in ("adaptive_epsilon", "multi_scale", "scale_factors"):
+        if (value := getattr(kernel, name)) != getattr(default, name):
+            raise ValueError(f"{name}={value}; the bridge has one bandwidth, the noise, of which epsilon is the multiple")
+
+
 class _ExponentialIntegrator:
     """
     The update rule as a scheduler, which samples ``x̂ = x_0 + σ̂ ε``; its timesteps are the levels σ̂ themselves.
@@ -240,9 +252,12 @@ class _Bridges:
     def coupling(self, batch: int, halvings: int) -> ReferenceCoupling:
         """The coupling of the whole batch with the references, halved as often as the samples are."""
         small = torch.nn.functional.avg_pool2d(self.references, 2**halvings) if halvings else self.references
+        known = ("num_features", "num_landmarks", "orthogonal", "max_bytes")
+        options = {name: value for name, value in self.kernel.arguments().items() if name in known}
         solver = SchrodingerBridgeSolver(
-            small, solver_type=self.kernel.solver_type, max_iterations=self.config.sb_iterations
-        )
+            small, epsilon=self.kernel.epsilon**2, max_iterations=self.config.sb_iterations,
+            solver_type=self.kernel.solver_type, kernel_options=options,
+        )  # fmt: skip
         bridge = GatedBridge(solver, self.config.gate)
         bridge.is_open = self.last is None or self.last.is_open
         self.last = bridge

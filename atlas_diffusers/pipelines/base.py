@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..conditioning import count_tokens, tokenize
+from ..conditioning import token_lists, tokenize
 from ..denoising import BridgeReport
 from ..models import AtlasUNet2DModel
 from ..models.lora_scale import LoraScale
@@ -197,7 +197,7 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def _encode(self, texts: list[str], device: torch.device, lora_scale: float | None) -> torch.Tensor:
         limit = self.tokenizer.model_max_length
-        cut = [text for text, count in zip(texts, count_tokens(self.tokenizer, texts)) if count > limit]
+        cut = [text for text, ids in zip(texts, token_lists(self.tokenizer, texts)) if len(ids) > limit]
         if cut:
             logger.warning(f"prompts longer than {limit} tokens are cut at the end: {cut}")
         ids = tokenize(self.tokenizer, texts).to(device)

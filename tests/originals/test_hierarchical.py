@@ -10,10 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import Gaussian
 
-from atlas_diffusers.config import KernelConfig, SamplerConfig
+from atlas_diffusers.bridges import SchrodingerBridgeSolver
+from atlas_diffusers.config import KernelConfig, SamplerConfig, build_preset
 from atlas_diffusers.denoising import split_steps
 from atlas_diffusers.models import AtlasUNet2DModel
-from atlas_diffusers.originals import AdvancedHierarchicalDiffusionSampler, HighResLatentScoreModel, karras_noise_schedule
+from atlas_diffusers.originals import (
+    AdvancedHierarchicalDiffusionSampler,
+    HighResLatentScoreModel,
+    hierarchical,
+    karras_noise_schedule,
+)
 
 
 def cosine(t):
@@ -188,6 +194,61 @@ def test_times_of_equal_noise_are_one_step():
         assert x.isfinite().all() and len(calls) < 10
     with pytest.raises(ValueError, match="have no noise under this schedule"):
         sampler(lambda x, t: x, cosine).sample((1, 2), [0.0])
+
+
+@pytest.mark.parametrize(
+    "field", [{"adaptive_epsilon": True}, {"multi_scale": True}, {"scale_factors": [1.0]}], ids=lambda field: next(iter(field))
+)
+def test_kernels_that_are_not_the_noises_are_refused(field):
+    name = next(iter(field))
+    with pytest.raises(ValueError, match=f"{name}=.*the bridge has one bandwidth, the noise"):
+        AdvancedHierarchicalDiffusionSampler(lambda x, t: x, cosine, kernel_config=KernelConfig(**field))
+
+
+def test_the_preset_of_several_bandwidths_is_refused_by_name():
+    with pytest.raises(ValueError, match="multi_scale=True"):
+        AdvancedHierarchicalDiffusionSampler(lambda x, t: x, cosine, kernel_config=build_preset("kernel:gaussian_multiscale"))
+
+
+def first_projection(**kernel):
+    """The bridge's data prediction for a batch in the noise, before any model is called."""
+    references = torch.randn(60, 3, generator=seeded(1)) + torch.tensor([2.0, 0, -1])
+    config = SamplerConfig(gate=1.0)
+    made = AdvancedHierarchicalDiffusionSampler(torch.zeros_like, karras_noise_schedule, kernel_config=KernelConfig(**kernel),
+                                                sampler_config=config)  # fmt: skip
+    return made.sample((40, 3), [0.42], references=references, generator=seeded()).double()
+
+
+def test_epsilon_is_the_bandwidth_in_units_of_the_noise():
+    references = torch.randn(60, 3, generator=seeded(1)) + torch.tensor([2.0, 0, -1])
+    alpha_bar = karras_noise_schedule(0.42)
+    sigma = math.sqrt((1 - alpha_bar) / alpha_bar)
+    x = sigma * torch.randn(40, 3, generator=seeded())
+    for epsilon in (1.0, 0.5, 2.0):
+        solver = SchrodingerBridgeSolver(references, epsilon=epsilon**2)
+        expected = solver.couple(x, 1.0, sigma).data.double()
+        torch.testing.assert_close(first_projection(epsilon=epsilon), expected, rtol=1e-4, atol=1e-4)
+    assert (first_projection(epsilon=0.5) - first_projection(epsilon=2.0)).abs().max() > 0.1
+
+
+def test_every_option_of_a_kernel_operator_is_read():
+    exact = first_projection(solver_type="direct")
+    error = [
+        (first_projection(solver_type="rff", rff_features=count, epsilon=1.0) - exact).square().mean().sqrt().item()
+        for count in (4, 2048)
+    ]
+    assert error[1] < 0.5 * error[0]
+    rff = {"solver_type": "rff", "rff_features": 16}
+    assert not torch.equal(first_projection(**rff, orthogonal=True), first_projection(**rff, orthogonal=False))
+
+
+def test_the_options_of_every_operator_reach_the_bridge(monkeypatch):
+    made, solver = [], SchrodingerBridgeSolver
+    monkeypatch.setattr(hierarchical, "SchrodingerBridgeSolver", lambda *a, **k: (made.append(k), solver(*a, **k))[1])
+    first_projection(solver_type="nystrom", n_landmarks=9, rff_features=7, orthogonal=False, max_kernel_cache_size=3)
+    assert made[0]["solver_type"] == "nystrom" and made[0]["kernel_options"] == {
+        "num_landmarks": 9, "num_features": 7, "orthogonal": False, "max_bytes": 3 * 2**20,
+    }  # fmt: skip
 
 
 def test_only_gaussian_kernels_are_bridges():

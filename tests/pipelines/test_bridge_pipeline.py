@@ -120,6 +120,22 @@ def test_captions_choose_the_references(tiny_pipeline):
         torch.testing.assert_close(out.images, expected.double())
 
 
+def test_what_is_transparent_in_a_reference_is_white(tiny_pipeline):
+    images = [Image.new("RGBA", (8, 8), (255, 0, 0, alpha)) for alpha in (0, 102, 255)]
+    tiny_pipeline.set_references(Dataset.from_dict({"image": images, "text": ["a", "b", "c"]}))
+    expected = torch.tensor([[1.0, 1, 1], [1, 0.2, 0.2], [1, -1, -1]])
+    torch.testing.assert_close(tiny_pipeline.references.values, expected[..., None, None].expand(-1, -1, 8, 8))
+
+
+def test_captions_and_weights_choose_together(tiny_pipeline):
+    data = Dataset.from_dict({"image": [to_image(y) for y in references(3)], "text": ["red heart", "red heart", "leaf"]})
+    bridge = {"gate": 1.0, "caption_temperature": 1e-4}
+    out = tiny_pipeline("red heart", num_images_per_prompt=2, references=data, bridge=bridge, num_inference_steps=4,
+                        reference_weights=torch.tensor([0.0, 1.0, 1.0]), generator=seeded(), output_type="latent")  # fmt: skip
+    expected = tiny_pipeline.image_processor.preprocess(data[1]["image"]).expand(2, -1, -1, -1)
+    torch.testing.assert_close(out.images, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.usefixtures("float64")
 def test_reference_weights_choose_too(tiny_pipeline):
     weights = torch.tensor([0.0, 0, 1, 0, 0, 0])

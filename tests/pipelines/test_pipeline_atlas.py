@@ -139,7 +139,7 @@ def test_the_vae_decodes_what_the_network_made():
     assert found.shape == (1, 3, 16, 16) and torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("strength, calls", [(1.0, 10), (0.5, 5), (0.01, 1)])
+@pytest.mark.parametrize("strength, calls", [(1.0, 10), (0.5, 5), (0.57, 5), (0.01, 1)])
 def test_image_to_image_starts_from_the_noised_picture(tiny_pipeline, strength, calls):
     tiny_pipeline.unet = Recorder(tiny_pipeline.unet)
     picture = torch.rand(1, 3, 8, 8, generator=seeded(1))
@@ -222,6 +222,15 @@ def test_a_diffusers_callback_switches_guidance_off(tiny_pipeline):
     assert [len(sample) for sample, _, _ in tiny_pipeline.unet.calls] == [2, 2, 1, 1]
 
 
+def test_states_of_a_callback_must_fit_the_guidance(tiny_pipeline):
+    def halve(pipeline, index, t, tensors):
+        return {"prompt_embeds": tensors["prompt_embeds"].chunk(2)[1]}
+
+    inputs = ["latents", "prompt_embeds"]
+    with pytest.raises(ValueError, match="a callback gave 1 rows of prompt_embeds; guidance needs 2"):
+        generate(tiny_pipeline, "a", callback_on_step_end=halve, callback_on_step_end_tensor_inputs=inputs)
+
+
 def test_interrupt_stops_after_the_step(tiny_pipeline):
     tiny_pipeline.unet = Recorder(tiny_pipeline.unet)
 
@@ -255,6 +264,9 @@ BAD_CALLS = [
     ({"prompt": "a", "num_inference_steps": 0}, "num_inference_steps=0"),
     ({"prompt": "a", "num_images_per_prompt": 0}, "num_images_per_prompt=0"),
     ({"prompt": "a", "strength": 1.5}, "strength=1.5"),
+    ({"prompt": "a", "guidance_scale": float("nan")}, "guidance_scale=nan; expected a finite number"),
+    ({"prompt": "a", "guidance_scale": float("inf")}, "guidance_scale=inf; expected a finite number"),
+    ({"prompt": "a", "guidance_rescale": 1.5}, r"guidance_rescale=1.5; expected a number in \[0, 1\]"),
     ({"prompt": "a", "generator": [torch.Generator()] * 2}, "2 generators for 1"),
     ({"prompt": "a", "latents": torch.zeros(1, 3, 4, 4)}, r"\(1, 3, 4, 4\); expected \(1, 3, 8, 8\)"),
     ({"prompt": "a", "output_type": "jpeg"}, "'jpeg'.*pil"),

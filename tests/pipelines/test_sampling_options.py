@@ -16,6 +16,7 @@ import atlas_diffusers
 from atlas_diffusers import AtlasDDIMScheduler, AtlasEulerScheduler, AtlasPipeline
 from atlas_diffusers.denoising import Tiles, lift, noise_level, plan_stages
 from atlas_diffusers.metrics import energy_distance
+from atlas_diffusers.pipelines.inputs import checked_tiles
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -286,6 +287,15 @@ def test_tiles_cover_a_side_and_overlap(length, size, overlap):
     starts = Tiles(size, overlap).starts(length)
     assert starts[0] == 0 and starts[-1] == max(0, length - size) and starts == sorted(set(starts))
     assert all(b - a <= size - overlap for a, b in zip(starts, starts[1:]))
+    even = max(0, length - size) / max(1, len(starts) - 1)
+    assert all(abs(start - even * index) <= 0.5 for index, start in enumerate(starts)), "spread evenly, to the nearest pixel"
+    assert len(starts) == 1 or (len(starts) - 2) * (size - overlap) < length - size, "no tile more than needed"
+
+
+def test_a_quarter_of_a_tile_overlaps(tiny_pipeline):
+    for size, overlap, expected in ((10, None, 2), (8, None, 2), (10, 3, 3)):
+        found = checked_tiles(tiny_pipeline, size, overlap)
+        assert (found.size, found.overlap) == (size, expected)
 
 
 def test_a_constant_network_gives_a_constant_picture():
