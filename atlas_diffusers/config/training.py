@@ -53,6 +53,10 @@ class DatasetConfig(StrictModel):
     resolution: int = Field(32, ge=1)
     channels: Literal[1, 3] = Field(3, description="1 trains on grey pictures")
     center_crop: bool = True
+    aspect_buckets: bool = Field(
+        False, description="pictures keep their shape: sizes of about resolution² pixels up to 2:1, each batch of one size"
+    )
+    background: str = Field("white", description="colour under transparent pictures, by name or as #rrggbb")
     random_flip: bool = False
     skip_bad_images: bool = Field(False, description="replace a picture that cannot be read by the next one, and count it")
     num_workers: int = Field(0, ge=0)
@@ -67,6 +71,8 @@ class DatasetConfig(StrictModel):
             raise ValueError(
                 f"name={self.name!r} with root={self.root!r}: imagefolder and disk need a root, embedded data take none"
             )
+        if self.aspect_buckets and (self.streaming or not self.center_crop):
+            raise ValueError("aspect_buckets needs pictures of known sizes, cropped at their centre: no streaming, center_crop")
         for field, names in (("categories", ("embedded:emoji", "embedded:pictograms")), ("styles", ("embedded:pictograms",))):
             if getattr(self, field) is not None and self.name not in names:
                 raise ValueError(f"{field} choose among the pictures of {' or '.join(names)}; name={self.name!r} has none")
@@ -214,6 +220,10 @@ class TrainingConfig(StrictModel):
             raise ValueError("a stream has no known length: with dataset.streaming give max_steps, and no cache_latents")
         if self.dataset.streaming and self.cache_text_embeddings:
             raise ValueError("cache_text_embeddings needs to know every caption: it cannot be used with dataset.streaming")
+        if self.dataset.aspect_buckets and (self.cache_latents or self.objective == "bridge_matching"):
+            raise ValueError("dataset.aspect_buckets cannot be used with cache_latents or objective='bridge_matching'")
+        if self.eval_dataset is not None and self.eval_dataset.aspect_buckets:
+            raise ValueError("eval_dataset.aspect_buckets: an evaluation compares pictures of one size")
         if self.cache_latents and self.dataset.skip_bad_images:
             raise ValueError("cache_latents reads every picture: it cannot be used with dataset.skip_bad_images")
         return self

@@ -2,11 +2,14 @@
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 2**26  # 8192x8192, 200 MB decoded
+ORIENTATION = 0x0112  # of EXIF; from 5 on the sides change places
 # Pillow's decoders name damage by whatever they stumble over
 UNREADABLE = (
     OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, AssertionError, RuntimeError, LookupError,
@@ -14,9 +17,11 @@ UNREADABLE = (
 )  # fmt: skip
 
 
-def decode(picture: dict | None, index: int | None = None, channels: int = 3) -> Image.Image:
+def decode(
+    picture: dict | None, index: int | None = None, channels: int = 3, background: str = "white"
+) -> Image.Image:
     """
-    A picture ``{"bytes": ..., "path": ...}``, upright, as RGB (or grey) on white.
+    A picture ``{"bytes": ..., "path": ...}``, upright, as RGB (or grey) on ``background``; of an animation the first frame.
 
     16-bit greys are rounded to 8 bits; floats must be within [0, 1].
 
@@ -24,25 +29,38 @@ def decode(picture: dict | None, index: int | None = None, channels: int = 3) ->
         OSError: for what cannot be read, has more than ``MAX_PIXELS`` pixels, or tones whose white is unknown; it names the
             file, or the picture's number.
     """
+    with _opened(picture, index) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width}x{image.height} pixels; allowed are {MAX_PIXELS} in all")
+        ImageOps.exif_transpose(image, in_place=True)
+        return on_white(_eight_bits(image), background).convert("RGB" if channels == 3 else "L")
+
+
+def size_of(picture: dict | None, index: int | None = None) -> tuple[int, int]:
+    """Width and height of a picture set upright, from its header; ``OSError`` as of :func:`decode`."""
+    with _opened(picture, index) as image:
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+        return image.size[::-1] if turned else image.size
+
+
+@contextmanager
+def _opened(picture: dict | None, index: int | None) -> Iterator[Image.Image]:
     try:
         source = picture["path"] if picture["bytes"] is None else io.BytesIO(picture["bytes"])
         with Image.open(source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels; allowed are {MAX_PIXELS} in all")
-            ImageOps.exif_transpose(image, in_place=True)
-            return on_white(_eight_bits(image)).convert("RGB" if channels == 3 else "L")
+            yield image
     except UNREADABLE as error:
         path = None if picture is None else picture["path"]
         name = path or ("of a stream" if index is None else f"number {index}")
         raise OSError(f"picture {name} cannot be read: {error}") from error
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """The picture without transparency."""
+def on_white(image: Image.Image, background: str = "white") -> Image.Image:
+    """The picture without transparency, on white or another colour."""
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -5,11 +5,12 @@ from itertools import islice
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageColor, ImageOps
 from torch.utils.data import Dataset
 
 from ..config import DatasetConfig
-from ..pictures.reading import decode
+from ..pictures.reading import decode, size_of
+from .buckets import bucket_sizes, nearest_size
 
 CAPTIONS_OF_STREAM, SHOWN = 10_000, 5
 
@@ -35,7 +36,8 @@ class PictureDataset(Dataset):
     """
 
     def __init__(self, data, config: DatasetConfig):
-        self.data, self.config = data, config
+        self.data, self.config, self.sizes = data, config, None
+        ImageColor.getrgb(config.background)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -43,7 +45,7 @@ class PictureDataset(Dataset):
     def __getitem__(self, item: tuple[int | dict, int]) -> dict:
         place, draw = item
         row, image, skipped = self._readable(place)
-        pixels, c = self._pixels(image), self.config
+        pixels, c = self._pixels(image, place), self.config
         choice = random.Random(draw)
         if flipped(choice, c):
             pixels = pixels.flip(-1)
@@ -54,21 +56,50 @@ class PictureDataset(Dataset):
         """The row at ``place``, its picture, and how many rows before it were skipped because theirs cannot be read."""
         c = self.config
         if isinstance(place, dict):
-            return place, decode(place[c.image_column], channels=c.channels), 0
+            return place, decode(place[c.image_column], channels=c.channels, background=c.background), 0
         for skipped in range(len(self.data)):
             index = (place + skipped) % len(self.data)
             row = self.data[index]
             try:
-                return row, decode(row[c.image_column], index, c.channels), skipped
+                return row, decode(row[c.image_column], index, c.channels, c.background), skipped
             except OSError:
                 if not c.skip_bad_images:
                     raise
         raise OSError(f"dataset {c.name!r}: none of its {len(self.data)} pictures can be read")
 
-    def _pixels(self, image: Image.Image) -> torch.Tensor:
-        c = self.config
-        array = np.array(resize(image, c.resolution, c.center_crop)).reshape(c.resolution, c.resolution, c.channels)
+    def _pixels(self, image: Image.Image, place: int | dict) -> torch.Tensor:
+        c, (height, width) = self.config, (self.config.resolution, self.config.resolution)
+        if self.sizes is None:
+            image = resize(image, c.resolution, c.center_crop)
+        else:
+            height, width = self.sizes[place]
+            image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+        array = np.array(image).reshape(height, width, c.channels)
         return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
+
+    def choose_sizes(self, multiple: int) -> list[list[int]]:
+        """
+        Give each picture the size of :func:`~.buckets.bucket_sizes` that is nearest in shape; where pictures that cannot be
+        read are skipped, they get a square.
+
+        Returns:
+            The pictures of each size.
+        """
+        c, sizes = self.config, bucket_sizes(self.config.resolution, multiple)
+        pictures = self.data.select_columns([c.image_column])
+        self.sizes = [nearest_size(*self._size(row[c.image_column], i), sizes) for i, row in enumerate(pictures)]
+        buckets = {size: [] for size in sorted(set(self.sizes))}
+        for place, size in enumerate(self.sizes):
+            buckets[size].append(place)
+        return list(buckets.values())
+
+    def _size(self, picture: dict | None, index: int) -> tuple[int, int]:
+        try:
+            return size_of(picture, index)
+        except OSError:
+            if not self.config.skip_bad_images:
+                raise
+            return 1, 1
 
     def captions(self) -> list[str]:
         """
@@ -90,7 +121,6 @@ class PictureDataset(Dataset):
                 raise ValueError(f"dataset {c.name!r}: row {number} has no caption in {columns}, but {wrong[0]!r}")
             texts += found
         return texts
-
 
     def classes(self) -> int:
         """One more than the largest label; rows without one do not count."""

@@ -57,10 +57,14 @@ def _freeze(networks: Networks, config: TrainingConfig) -> None:
             networks.text_encoder.requires_grad_(False)
 
 
-def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
-    d, unet = config.dataset, networks.unet.config
+def side_multiple(networks: Networks, config: TrainingConfig) -> int:
+    """What must divide the sides of pictures, at the largest of the resolutions."""
     factor = 1 if networks.vae is None else 2 ** (len(networks.vae.config.block_out_channels) - 1)
-    multiple = factor * getattr(networks.unet, "size_multiple", 1) * 2 ** (config.num_resolutions - 1)
+    return factor * getattr(networks.unet, "size_multiple", 1) * 2 ** (config.num_resolutions - 1)
+
+
+def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
+    d, unet, multiple = config.dataset, networks.unet.config, side_multiple(networks, config)
     if d.resolution % multiple:
         raise ValueError(f"dataset.resolution={d.resolution} must be a multiple of {multiple} for this network")
     if networks.vae is None and d.channels != unet.in_channels:

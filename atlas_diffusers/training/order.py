@@ -33,7 +33,7 @@ class StepSampler(Sampler):
             for place in range(first, first + self.share):
                 epoch, offset = divmod(place, self.length)
                 if epoch != current:
-                    order, current = _permutation(self.length, self.seed * SEED_STRIDE + epoch), epoch
+                    order, current = permutation(self.length, self.seed * SEED_STRIDE + epoch), epoch
                 batch.append((order[offset], self.seed * SEED_STRIDE + place))
             yield batch
 
@@ -87,7 +87,7 @@ class StreamSampler(Sampler):
             source, begun = self._readable(iter(data)), mark["place"]
             while block := list(islice(source, self.config.shuffle_buffer)):
                 generator = (self.seed * SEED_STRIDE + mark["epoch"]) * SEED_STRIDE + mark["block"]
-                for index in _permutation(len(block), generator % 2**63):
+                for index in permutation(len(block), generator % 2**63):
                     yield block[index]
                 mark = mark | {"place": mark["place"] + len(block), "block": mark["block"] + 1, "stream": data.state_dict()}
                 self.blocks.append(mark)
@@ -108,5 +108,6 @@ class StreamSampler(Sampler):
             yield row
 
 
-def _permutation(length: int, seed: int) -> list[int]:
+def permutation(length: int, seed: int) -> list[int]:
+    """The order of a pass over ``length`` items."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()

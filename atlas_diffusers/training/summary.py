@@ -1,6 +1,7 @@
 """What a run is about to do, in a few lines."""
 
 import json
+from collections import Counter
 
 import torch
 
@@ -37,6 +38,7 @@ def summarise(
         "network": f"{name}, {trained:,} of {every:,} numbers train" + (", as the data ask for:" if derived else ""),
         "model": json.dumps(config.model) if derived else None,
         "captions": _captions(config, pictures),
+        "buckets": _buckets(pictures),
         "steps": _steps(config, pictures),
         "memory": _memory(config, parts),
         "goes on": start and f"from {start}",
@@ -59,6 +61,13 @@ def _captions(config: TrainingConfig, pictures) -> str | None:
         return None
     chosen = [texts[i * len(texts) // SHOWN] for i in range(min(SHOWN, len(texts)))]
     return "such as " + ", ".join(repr(text if len(text) <= LONGEST else text[:LONGEST] + "...") for text in chosen)
+
+
+def _buckets(pictures) -> str | None:
+    """Heights and widths, with how many pictures have them."""
+    if getattr(pictures, "sizes", None) is None:
+        return None
+    return ", ".join(f"{height}x{width} ({number})" for (height, width), number in sorted(Counter(pictures.sizes).items()))
 
 
 def _steps(config: TrainingConfig, pictures) -> str:

@@ -17,13 +17,14 @@ from diffusers.utils import logging
 from torch.utils.data import DataLoader
 
 from ..config import TrainingConfig
+from .buckets import BucketSampler
 from .caching import CachedPictures, CaptionCache
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .deriving import complete_recipe
 from .evaluation import Evaluator, write_evaluation
 from .fingerprints import data_fingerprint, fingerprint, tokenizer_fingerprint
 from .locking import RunLock
-from .networks import build_networks
+from .networks import build_networks, side_multiple
 from .objectives import OBJECTIVES
 from .order import SEED_STRIDE, StepSampler, StreamSampler
 from .outputs import build_evaluator, build_pipeline, load_pictures, save_grid, save_result
@@ -80,6 +81,9 @@ class Trainer:
         self.parts = build_networks(config, self.dataset.captions() if from_scratch else [])
         if config.dataset.label_column is not None:
             self.dataset.check_labels(self.parts.unet.config.num_class_embeds)
+        self.buckets = None
+        if config.dataset.aspect_buckets:
+            self.buckets = self.pictures.choose_sizes(side_multiple(self.parts, config))
         modules = {"unet": self.parts.unet, "text_encoder": self.parts.text_encoder}
         self.networks = {name: module for name, module in modules.items() if module is not None}
         self._build_optimizer()
@@ -226,6 +230,8 @@ class Trainer:
         if c.dataset.streaming:
             state = self.streams[rank] if self.streams else None
             self.sampler = StreamSampler(self.dataset.data, c.dataset, self.micro_batch * world, c.seed, state=state, **place)
+        elif self.buckets is not None:
+            self.sampler = BucketSampler(self.buckets, self.micro_batch * world, c.seed, **place)
         else:
             self.sampler = StepSampler(len(self.dataset), self.micro_batch * world, c.seed, **place)
         return DataLoader(
