@@ -49,7 +49,7 @@ def ours(patch_size: int, warm: int, steps: int) -> dict:
     _, tokenizer, encoder = text_parts()
     with tempfile.TemporaryDirectory() as folder:
         unet = AtlasUNet2DModel(**OURS, patch_size=patch_size)
-        AtlasPipeline(unet, AtlasDDIMScheduler(), None, encoder, tokenizer).save_pretrained(folder + "/start")
+        AtlasPipeline(unet, AtlasDDIMScheduler(clip_sample=False), None, encoder, tokenizer).save_pretrained(folder + "/start")
         run = Trainer(TrainingConfig(
             output_dir=folder + "/run", init_from=folder + "/start", text_encoder=None, train_text_encoder=False,
             cache_text_embeddings=True, batch_size=BATCH, max_steps=warm + steps,

@@ -49,7 +49,8 @@ def build_tiny_pipeline(**changes):
     """A text-to-image ``AtlasPipeline`` of 8x8 pixels."""
     tokenizer, text_encoder = build_tiny_text()
     unet = build_tiny_unet(cross_attention_levels=(1,), cross_attention_dim=16, addition_embed_type="text")
-    scheduler = atlas_diffusers.AtlasDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
+    free = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False}
+    scheduler = atlas_diffusers.AtlasDDIMScheduler(**free)
     components = {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
     pipeline = atlas_diffusers.AtlasPipeline(**{**components, "default_num_inference_steps": 3, **changes})
     pipeline.set_progress_bar_config(disable=True)

@@ -47,7 +47,7 @@ def load_any(checkpoint: str, **options) -> AtlasPipeline:
         raise ValueError(f"{path} does not fit its configuration: {found}")
     unet.load_state_dict(state, assign=True)
     unet.to(options.get("dtype") or torch.float32)
-    return AtlasPipeline(unet.eval(), AtlasDDIMScheduler())
+    return AtlasPipeline(unet.eval(), AtlasDDIMScheduler(clip_sample=False))
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict | None]:

@@ -1,6 +1,5 @@
 """Samplers as ``SchedulerMixin`` classes, one algorithm a file."""
 
-from .conversion import extend_config
 from .noise_schedulers import (
     BaseNoiseScheduler,
     CosineNoiseScheduler,
@@ -12,6 +11,7 @@ from .noise_schedulers import (
     ScaledLinearNoiseScheduler,
     SigmoidNoiseScheduler,
 )
+from .options import SchedulerOptions, SigmaOptions, extend_config
 from .scheduling_atlas_ddim import AtlasDDIMScheduler
 from .scheduling_atlas_ddpm import AtlasDDPMScheduler
 from .scheduling_atlas_euler import AtlasEulerScheduler
@@ -39,6 +39,8 @@ __all__ = [
     "LinearNoiseScheduler",
     "QuadraticNoiseScheduler",
     "ScaledLinearNoiseScheduler",
+    "SchedulerOptions",
+    "SigmaOptions",
     "SigmaScheduler",
     "SigmoidNoiseScheduler",
     "extend_config",

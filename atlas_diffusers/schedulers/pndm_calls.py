@@ -12,12 +12,14 @@ RUNGE_KUTTA_STEPS = 3
 class PNDMCalls(TimeGrid):
     """
     ``source[i]`` is the level of network call ``i``; ``start`` and ``target`` are the transfer that it takes part in,
-    ``backward`` the one that ends there. The first ``runge_kutta`` calls belong to Runge-Kutta steps.
+    ``backward`` the one that ends there. The first ``runge_kutta`` calls belong to Runge-Kutta steps. ``stride`` is that of an
+    even spacing.
     """
 
     start: list[NoiseLevel] = field(default_factory=list)
     backward: list[tuple[NoiseLevel, NoiseLevel]] = field(default_factory=list)
     runge_kutta: int = 0
+    stride: int | None = None
 
 
 def _targets(grid: TimeGrid, stride: int | None, process: NoiseProcess, final: NoiseLevel) -> list[NoiseLevel]:
@@ -44,6 +46,7 @@ def plms_calls(grid: TimeGrid, stride: int | None, process: NoiseProcess, final:
         dtype=grid.dtype,
         start=source,
         backward=[(before[i], grid.source[i]) for i in order],
+        stride=stride,
     )
 
 
@@ -65,7 +68,7 @@ def runge_kutta_calls(grid: TimeGrid, stride: int | None, process: NoiseProcess,
     source += grid.source[count:]
     start += grid.source[count:]
     target += _targets(grid, stride, process, final)[count:]
-    return PNDMCalls(timesteps, source, target, grid.dtype, start=start, runge_kutta=4 * count)
+    return PNDMCalls(timesteps, source, target, grid.dtype, start=start, runge_kutta=4 * count, stride=stride)
 
 
 def _midpoint(t, after, here: NoiseLevel, there: NoiseLevel, stride: int | None, process: NoiseProcess):

@@ -1,26 +1,179 @@
-"""Where a sampler stands in its list of network calls, known without reading a device."""
+"""Where a sampler stands in its list of network calls: one position a thread, known without reading a device."""
+
+import math
+import threading
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..schedules import NoiseLevel
+from ..schedules.time_grid import TimeGrid
+
+
+@dataclass
+class Run:
+    """
+    What one ``set_timesteps`` chose, and how far its trajectory has come.
+
+    ``grid`` is ``None`` where no step can be taken; ``levels`` are the α and σ of its calls, ``(2, calls)``. ``timesteps`` are
+    those of the grid from call ``first`` on, ``step_index`` is the next call in the grid, and ``history`` what the sampler
+    remembers of earlier steps.
+    """
+
+    grid: TimeGrid | None
+    timesteps: torch.Tensor
+    sigmas: torch.Tensor
+    levels: torch.Tensor | None = None
+    num_inference_steps: int | None = None
+    first: int = 0
+    step_index: int | None = None
+    begin_index: int | None = None
+    history: Any = None
+
+    def planned(self) -> TimeGrid:
+        """The grid, or ``ValueError`` before ``set_timesteps``."""
+        if self.grid is None:
+            raise ValueError("step() was called before set_timesteps(); choose the steps first")
+        return self.grid
+
+    def index_of(self, timestep: torch.Tensor | float | int) -> int:
+        """Position of ``timestep`` in the grid, see :meth:`StepPosition.index_for_timestep`."""
+        values = self.planned().timesteps
+        if isinstance(timestep, torch.Tensor):
+            if timestep.dtype == self.timesteps.dtype and timestep.device == self.timesteps.device:
+                offset = (timestep.data_ptr() - self.timesteps.data_ptr()) // timestep.element_size()
+                if timestep.numel() and 0 <= offset < len(self.timesteps):
+                    return self.first + offset
+            timestep = timestep.reshape(-1)[0].item()
+        begin = None if self.begin_index is None else self.first + self.begin_index
+        for index in (self.step_index, begin):
+            if index is not None and index < len(values) and values[index] == timestep:
+                return index
+        if timestep not in values:
+            raise ValueError(f"timestep {timestep} is not among the {len(values)} timesteps of set_timesteps: {values}")
+        return len(values) - 1 - values[::-1].index(timestep)
+
+    def replace_timesteps(self, timesteps: torch.Tensor) -> None:
+        """Go on with a part of the timesteps that follow each other, or on another device."""
+        given, planned = timesteps.tolist(), self.planned().timesteps
+        starts = (i for i in range(len(planned) - len(given) + 1) if planned[i : i + len(given)] == given)
+        first = next(starts, None)
+        if not given or first is None:
+            raise ValueError(
+                f"timesteps={given} are not a part of those that set_timesteps chose, {planned}; "
+                "choose other steps by set_timesteps(timesteps=...)"
+            )
+        self.timesteps, self.first = timesteps, first
+
+
+class Runs(threading.local):
+    """The run of each thread, and in ``started`` the last one of any thread."""
+
+    run: Run | None = None
+
+    def __init__(self, started: list[Run]):
+        self.started = started
+
+    def start(self, run: Run) -> None:
+        """Give this thread a run."""
+        self.run = run
+        self.started[:] = [run]
 
 
 class StepPosition:
-    """The part of a sampler that finds the index of a step; the list itself is ``self._grid.timesteps``."""
+    """
+    The part of a sampler that finds the index of a step.
+
+    Several threads may share a sampler: plan, position and history belong to the thread that called ``set_timesteps``.
+    """
+
+    _runs: Runs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_runs": self._run}  # a copy goes on where this thread stands
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _runs=Runs([copy(state["_runs"])]))
+
+    @property
+    def _run(self) -> Run:
+        """This thread's run: where it has chosen no steps, the last one of any thread."""
+        runs = self._runs
+        if runs.run is None:
+            if runs.started:
+                runs.run = runs.started[0]
+            else:
+                runs.run = self._first_run()
+                self._reset()
+        return runs.run
+
+    def _first_run(self) -> Run:
+        """The run before ``set_timesteps``."""
+        raise NotImplementedError
+
+    def _check_zero_signal(self, timestep: float, level: NoiseLevel, target: NoiseLevel) -> None:
+        """Raise ``ValueError`` unless a step can start at a level without signal."""
+        raise NotImplementedError
+
+    def _reset(self) -> None:
+        """Forget what earlier steps left: a sampler with a memory overrides this, and keeps it in ``self._history``."""
+
+    @property
+    def _grid(self) -> TimeGrid:
+        return self._run.planned()
+
+    @property
+    def _history(self) -> Any:
+        return self._run.history
+
+    @_history.setter
+    def _history(self, history: Any) -> None:
+        self._run.history = history
+
+    @property
+    def timesteps(self) -> torch.Tensor:
+        """Timesteps of the network calls; a part of them, ``timesteps[5:]``, may take their place."""
+        return self._run.timesteps
+
+    @timesteps.setter
+    def timesteps(self, timesteps: torch.Tensor) -> None:
+        self._run.replace_timesteps(timesteps)
+
+    @property
+    def sigmas(self) -> torch.Tensor:
+        """VE noise σ̂ of the network calls, and where the last step ends, ``(calls + 1,)``."""
+        return self._run.sigmas
+
+    @property
+    def num_inference_steps(self) -> int | None:
+        """Number of steps; ``None`` before ``set_timesteps``."""
+        return self._run.num_inference_steps
 
     @property
     def step_index(self) -> int | None:
         """Index of the next step in ``timesteps``; ``None`` before the first step."""
-        return self._step_index
+        run = self._run
+        return None if run.step_index is None else run.step_index - run.first
 
     @property
     def begin_index(self) -> int | None:
         """Index of the first step, where a pipeline set it."""
-        return self._begin_index
+        return self._run.begin_index
+
+    @property
+    def _step_index(self) -> int | None:
+        return self.step_index
+
+    @_step_index.setter
+    def _step_index(self, index: int | None) -> None:  # pipelines of Diffusers turn it back to repeat a step
+        run = self._run
+        run.step_index = None if index is None else index + run.first
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at ``timesteps[begin_index]`` (image-to-image)."""
-        self._begin_index = begin_index
+        self._run.begin_index = begin_index
 
     def index_for_timestep(self, timestep: torch.Tensor | float | int) -> int:
         """
@@ -32,31 +185,23 @@ class StepPosition:
         Raises:
             ValueError: before ``set_timesteps``, or for a timestep that is not in the list.
         """
-        if self._grid is None:
-            raise ValueError("step() was called before set_timesteps(); choose the steps first")
-        if isinstance(timestep, torch.Tensor):
-            if timestep.dtype == self.timesteps.dtype and timestep.device == self.timesteps.device:
-                offset = (timestep.data_ptr() - self.timesteps.data_ptr()) // timestep.element_size()
-                if timestep.numel() and 0 <= offset < len(self._grid.timesteps):
-                    return offset
-            timestep = timestep.reshape(-1)[0].item()
-        values = self._grid.timesteps
-        for index in (self._step_index, self._begin_index):
-            if index is not None and index < len(values) and values[index] == timestep:
-                return index
-        if timestep not in values:
-            raise ValueError(f"timestep {timestep} is not among the {len(values)} timesteps of set_timesteps: {values}")
-        return len(values) - 1 - values[::-1].index(timestep)
+        run = self._run
+        return run.index_of(timestep) - run.first
 
     def _advance(self, timestep: torch.Tensor | float | int) -> int:
         """Index of the step to take now."""
-        index = self.index_for_timestep(timestep)
-        if self._step_index is not None and self._step_index >= len(self._grid.timesteps):
-            raise ValueError(f"step() was called more often than the {len(self._grid.timesteps)} steps of set_timesteps()")
-        self._step_index = index + 1
+        run = self._run
+        index = run.index_of(timestep)
+        if run.step_index is not None and run.step_index >= len(run.planned().timesteps):
+            raise ValueError(f"step() was called more often than the {len(run.planned().timesteps)} steps of set_timesteps()")
+        run.step_index = index + 1
+        grid = run.planned()
+        if not (grid.source[index].alpha > 0 and grid.source[index].sigma < math.inf):
+            self._check_zero_signal(grid.timesteps[index], grid.source[index], grid.target[index])
         return index
 
     def _levels(self, timestep: torch.Tensor | float | int) -> tuple[NoiseLevel, NoiseLevel]:
         """Where the step to take now starts and where it ends."""
         index = self._advance(timestep)
-        return self._grid.source[index], self._grid.target[index]
+        grid = self._run.planned()
+        return grid.source[index], grid.target[index]

@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 
 from ..schedules import Flow
+from .options import DEFAULTS
 
 FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "LTXEulerAncestralRFScheduler")
 OTHER_PROCESSES = (
@@ -16,10 +17,6 @@ OTHER_PROCESSES = (
     "FlowMatchLCMScheduler", "IPNDMScheduler", "KarrasVeScheduler", "PiflowScheduler", "SCMScheduler", "ScoreSdeVeScheduler",
     "ScoreSdeVpScheduler", "VQDiffusionScheduler",
 )  # fmt: skip
-SAME_ALGORITHM = {
-    "AtlasDDIMScheduler": ("DDIMScheduler", "DDIMParallelScheduler", "CogVideoXDDIMScheduler"),
-    "AtlasDDPMScheduler": ("DDPMScheduler", "DDPMParallelScheduler"),
-}
 BETA_OPTIONS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "snr_shift_scale")
 FLOW_OPTIONS = (
     "use_flow_sigmas", "shift", "flow_shift", "use_dynamic_shifting", "time_shift_type", "base_shift", "max_shift",
@@ -56,7 +53,7 @@ def class_of(config: Mapping[str, Any]) -> str | None:
     if "_class_name" in config:
         return config["_class_name"]
     options = frozenset(name for name in config if not name.startswith("_"))
-    names = (*FLOW_CLASSES, *OTHER_PROCESSES, *(name for same in SAME_ALGORITHM.values() for name in same))
+    names = (*FLOW_CLASSES, *OTHER_PROCESSES, "CogVideoXDDIMScheduler")
     return next((name for name in names if options and _options_of(name) == options), None)
 
 
@@ -75,9 +72,6 @@ def read_process(config: dict[str, Any], overrides: dict[str, Any], cls: type) -
             f"flow matching ({', '.join(FLOW_CLASSES[:2])}, or use_flow_sigmas=True)"
         )
     defaults = set(config.get("_use_default_values", ()))
-    if name in SAME_ALGORITHM.get(cls.__name__, ()):
-        config.setdefault("clip_sample", True)  # Diffusers' default, which files may leave out
-        defaults.discard("clip_sample")
     if str(name).startswith("CogVideoX"):
         config.setdefault("snr_shift_scale", 3.0)
         defaults.discard("snr_shift_scale")
@@ -92,7 +86,7 @@ def read_process(config: dict[str, Any], overrides: dict[str, Any], cls: type) -
         config = {option: value for option, value in config.items() if option not in unread}
     if is_flow({**config, **overrides}):
         config = {option: value for option, value in config.items() if option not in ONLY_WITH_BETAS}
-    else:
+    elif config.get("flow_shift") != DEFAULTS["flow_shift"]:
         config.pop("flow_shift", None)
     return {**config, "_use_default_values": [option for option in defaults if option in config]}
 

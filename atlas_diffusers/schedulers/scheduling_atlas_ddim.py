@@ -1,14 +1,15 @@
 """DDIM: the deterministic sampler of the VP process, with an optional stochastic part."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from ..schedules import NoiseLevel, combine
 from ..schedules.time_grid import TimeGrid
-from .conversion import extend_config
 from .network_step import network_step
+from .options import SchedulerOptions, Unpack, takes_options
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 
@@ -22,14 +23,25 @@ class AtlasDDIMScheduler(BaseScheduler):
 
     Args:
         set_alpha_to_one: end at clean data; otherwise at training timestep 0, as Stable Diffusion's configuration does.
-        Others: see :class:`BaseScheduler`.
+        options: see :class:`BaseScheduler`.
     """
 
     renoises = True
 
-    @extend_config
-    def __init__(self, set_alpha_to_one: bool = True):
-        pass
+    @takes_options
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        *,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        **options: Unpack[SchedulerOptions],
+    ):
+        self._setup()
 
     def _final_level(self) -> NoiseLevel:
         return super()._final_level() if self.config.set_alpha_to_one else self.process.level_at(0)
@@ -42,11 +54,17 @@ class AtlasDDIMScheduler(BaseScheduler):
         return grid
 
     def _levels(self, timestep: torch.Tensor | int) -> tuple[NoiseLevel, NoiseLevel]:
-        if isinstance(timestep, int) and self._grid is not None and self._grid.spaced:
-            if timestep not in self._grid.timesteps and 0 <= timestep < len(self.process):
+        if isinstance(timestep, int) and (grid := self._grid).spaced:
+            if timestep not in grid.timesteps and 0 <= timestep < len(self.process):
                 end = timestep - self.config.num_train_timesteps // self.num_inference_steps
                 return self.process.level_at(timestep), self.process.level_at(end) if end >= 0 else self._final_level()
         return super()._levels(timestep)
+
+    def _get_variance(self, timestep: int, prev_timestep: int) -> torch.Tensor:
+        """``s²`` for η = 1 between two training timesteps, the second below 0 at the end."""
+        level = self.process.level_at(timestep)
+        target = self.process.level_at(prev_timestep) if prev_timestep >= 0 else self._final_level()
+        return torch.tensor((target.sigma / level.sigma) ** 2 * (1 - (level.alpha / target.alpha) ** 2))
 
     @network_step
     def step(

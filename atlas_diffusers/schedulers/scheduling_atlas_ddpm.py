@@ -1,15 +1,25 @@
 """DDPM: ancestral sampling from the posterior of the forward process."""
 
 import math
+import warnings
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
-from ..schedules import combine
-from .conversion import extend_config
+from ..schedules import NoiseLevel, combine
 from .network_step import network_step
+from .options import SchedulerOptions, Unpack, takes_options
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 VARIANCE_TYPES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
+
+
+def _variances(level: NoiseLevel, target: NoiseLevel, rounded: bool) -> tuple[float, float]:
+    """β̃, at least 1e-20, and β of a step; ``rounded`` as Diffusers' quotients of float32 ᾱ are."""
+    kept = (level.alpha / target.alpha) ** 2
+    beta = 1 - float(np.float32(kept)) if rounded else level.sigma**2 - kept * target.sigma**2
+    return max(beta * target.sigma**2 / level.sigma**2, 1e-20), beta
 
 
 class AtlasDDPMScheduler(BaseScheduler):
@@ -24,19 +34,63 @@ class AtlasDDPMScheduler(BaseScheduler):
 
     Args:
         variance_type: the choice of ``s``.
-        Others: see :class:`BaseScheduler`.
+        options: see :class:`BaseScheduler`.
     """
 
-    @extend_config
-    def __init__(self, variance_type: str = "fixed_small"):
-        pass
+    steps_unasked = True
+
+    @takes_options
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        *,
+        variance_type: str = "fixed_small",
+        clip_sample: bool = True,
+        **options: Unpack[SchedulerOptions],
+    ):
+        self._setup()
 
     def _check_config(self) -> None:
         super()._check_config()
         if self.config.variance_type is None:  # files of DPM-Solver; Diffusers' DDPM then has the posterior's variance
             self.register_to_config(variance_type="fixed_small")
-        if self.config.variance_type not in VARIANCE_TYPES:
-            raise ValueError(f"variance_type={self.config.variance_type!r} is unknown; allowed are {VARIANCE_TYPES}")
+        if self.config.variance_type not in VARIANCE_TYPES:  # an error where it is used; Diffusers takes any name
+            warnings.warn(self._unknown_variance_type(), stacklevel=6)
+
+    def _unknown_variance_type(self) -> str:
+        return f"variance_type={self.config.variance_type!r} is unknown; allowed are {VARIANCE_TYPES}"
+
+    @property
+    def custom_timesteps(self) -> bool:
+        """Whether ``set_timesteps`` was given the timesteps themselves."""
+        return self.num_inference_steps is not None and self._grid.dtype == torch.int64 and not self._grid.spaced
+
+    def previous_timestep(self, timestep: torch.Tensor | int) -> torch.Tensor:
+        """Where the step from ``timestep`` ends, -1 for the last."""
+        return torch.tensor([*self._grid.timesteps[1:], -1][self._run.index_of(timestep)])
+
+    def _get_variance(
+        self, t: torch.Tensor | int, predicted_variance: torch.Tensor | None = None, variance_type: str | None = None
+    ) -> torch.Tensor:
+        """As in Diffusers ``s²``, but ``s`` for `fixed_small_log`, and ``log s²`` for `fixed_large_log` and `learned_range`."""
+        index, grid = self._run.index_of(t), self._grid
+        small, large = map(torch.tensor, _variances(grid.source[index], grid.target[index], grid.dtype == torch.int64))
+        match variance_type or self.config.variance_type:
+            case "learned":
+                return predicted_variance
+            case "learned_range":
+                return torch.lerp(small.log(), large.log(), (predicted_variance + 1) / 2)
+            case "fixed_large_log":
+                return large.log()
+            case "fixed_large":
+                return large
+            case "fixed_small_log":
+                return small.sqrt()
+        return small
 
     @network_step
     def step(
@@ -61,8 +115,8 @@ class AtlasDDPMScheduler(BaseScheduler):
                 has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
-        index = self._advance(timestep)
-        level, target = self._grid.source[index], self._grid.target[index]
+        index, grid = self._advance(timestep), self._grid
+        level, target = grid.source[index], grid.target[index]
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         learned = None
         if self.config.variance_type.startswith("learned"):
@@ -70,10 +124,9 @@ class AtlasDDPMScheduler(BaseScheduler):
         data = self.predict_data(output, x, level)
 
         ratio = level.alpha / target.alpha
-        beta = level.sigma**2 - (ratio * target.sigma) ** 2
+        small, beta = _variances(level, target, grid.dtype == torch.int64 and x.dtype != torch.float64)
         prev = combine(target.alpha * beta / level.sigma**2, data, ratio * target.sigma**2 / level.sigma**2, x)
-        if self._grid.timesteps[index] > 0:
-            small = max(beta * target.sigma**2 / level.sigma**2, 1e-20)
+        if grid.timesteps[index] > 0:
             noise = self._to_working_dtype(self._noise_like(sample, generator))
             deviation = self._standard_deviation(small, beta, learned)
             prev = torch.add(prev, noise, alpha=deviation) if learned is None else torch.addcmul(prev, deviation, noise)
@@ -95,5 +148,7 @@ class AtlasDDPMScheduler(BaseScheduler):
                 return math.sqrt(large)
             case "learned":
                 return learned.sqrt()
-        log_small, log_large = math.log(small), math.log(large)
-        return torch.exp(0.25 * ((learned + 1) * log_large + (1 - learned) * log_small))
+            case "learned_range":
+                log_small, log_large = math.log(small), math.log(large)
+                return torch.exp(0.25 * ((learned + 1) * log_large + (1 - learned) * log_small))
+        raise ValueError(self._unknown_variance_type())

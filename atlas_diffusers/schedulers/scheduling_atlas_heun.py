@@ -1,13 +1,26 @@
 """Heun: a trapezoidal correction after every Euler step."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
 from ..schedules import combine
-from ..schedules.time_grid import TimeGrid
-from .conversion import extend_config
+from ..schedules.time_grid import Request, TimeGrid
 from .network_step import network_step
+from .options import SigmaOptions, Unpack, takes_options
+from .position import Run
 from .scheduling_base import AtlasSchedulerOutput
 from .scheduling_sigma_base import SigmaScheduler
+
+
+@dataclass
+class _History:
+    """The predictor's derivative and result, and the last sample that was scaled for the network."""
+
+    derivative: torch.Tensor | None = None
+    predicted: torch.Tensor | None = None
+    scaled: torch.Tensor | None = None
 
 
 class AtlasHeunScheduler(SigmaScheduler):
@@ -18,21 +31,41 @@ class AtlasHeunScheduler(SigmaScheduler):
         x' = x̃ + (σ' − σ) (d̃ − d)/2          (corrector, called at σ')
 
     Karras et al. 2022, algorithm 1 (arXiv 2206.00364). Order 2; the step to σ = 0 has no corrector, so N steps take 2N − 1
-    calls. A callback may change x̃: the correction is added to what it returns.
+    calls. A callback may change x̃: the correction is added to what it returns. As in Diffusers, a loop may also hand the
+    scaled x̃ that the network saw to the corrector, which then goes on from x̃ itself.
 
     Args:
         beta_start, beta_end: defaults as in Diffusers' ``HeunDiscreteScheduler``.
-        Others: see :class:`SigmaScheduler`.
+        options: see :class:`SigmaScheduler`.
     """
 
     order = 2
 
-    @extend_config
-    def __init__(self, beta_start: float = 0.00085, beta_end: float = 0.012):
-        pass
+    @takes_options
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        *,
+        timestep_spacing: str = "linspace",
+        **options: Unpack[SigmaOptions],
+    ):
+        self._setup()
+
+    def _first_run(self) -> Run:
+        plan = self._make_plan(Request(num_inference_steps=len(self)), None, None)  # as in Diffusers
+        return Run(plan.grid, plan.timesteps, plan.sigmas)
 
     def _reset(self) -> None:
-        self._derivative = None
+        self._history = _History()
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
+        """The network's input ``x̂/√(1 + σ̂²)``, which is the VP sample."""
+        scaled = self._history.scaled = super().scale_model_input(sample, timestep)
+        return scaled
 
     def _network_calls(self, grid: TimeGrid, steps: int) -> TimeGrid:
         called = [(i + 1) // 2 for i in range(2 * steps - 1)]
@@ -46,7 +79,7 @@ class AtlasHeunScheduler(SigmaScheduler):
     @property
     def state_in_first_order(self) -> bool:
         """Whether the next call is a predictor."""
-        return self._derivative is None
+        return self._history.derivative is None
 
     @network_step
     def step(
@@ -70,19 +103,21 @@ class AtlasHeunScheduler(SigmaScheduler):
                 has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
-        index = self._advance(timestep)
-        sigma, target = self._grid.source[index].sigma, self._grid.target[index].sigma
+        index, grid, history = self._advance(timestep), self._grid, self._history
+        sigma, target = grid.source[index].sigma, grid.target[index].sigma
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
-        data = self.predict_data(output, x, self._grid.source[index])
+        data = self.predict_data(output, x, grid.source[index])
         derivative = self._derivative_at(output, x, data, sigma)
         if index % 2 == 0:
             prev = torch.lerp(data, x, target / sigma)
-            self._derivative = derivative
+            history.derivative, history.predicted = derivative, prev
         else:
             # a trajectory that starts at a corrector has nothing to correct
-            before = derivative if self._derivative is None else self._derivative
-            prev = torch.add(x, derivative - before, alpha=(sigma - self._grid.source[index - 1].sigma) / 2)
-            self._derivative = None
+            before = derivative if history.derivative is None else history.derivative
+            start = history.predicted if sample is history.scaled and history.predicted is not None else x
+            prev = torch.add(start, derivative - before, alpha=(sigma - grid.source[index - 1].sigma) / 2)
+            history.derivative = history.predicted = None
+        history.scaled = None
         return self._output(prev, data, sample.dtype, return_dict)
 
     def _derivative_at(self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, sigma: float) -> torch.Tensor:

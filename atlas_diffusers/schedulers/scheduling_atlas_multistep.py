@@ -3,17 +3,17 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ..schedules import NoiseLevel, combine
-from ..schedules.time_grid import Request, TimeGrid, as_numbers, grid_option
+from ..schedules.time_grid import Request, TimeGrid, as_numbers, as_tensor, grid_option
 from .adams_bashforth import adams_bashforth
 from .calibration.tables import Calibration, StepTable
-from .conversion import extend_config
 from .network_step import network_step
+from .options import SchedulerOptions, Unpack, takes_options
 from .processes import is_flow
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
@@ -42,6 +42,27 @@ class _Nodes(TimeGrid):
     begin: int = 0
 
 
+@dataclass
+class _History:
+    """Velocities of the last calls, oldest first, and the angles where they were."""
+
+    velocities: list[torch.Tensor] = field(default_factory=list)
+    angles: list[float] = field(default_factory=list)
+
+    def remember(self, velocity: torch.Tensor, at: float) -> None:
+        if self.angles and self.angles[-1] - at < SMALLEST_STEP:  # a flat part of the noise process
+            self.velocities.pop()
+            self.angles.pop()
+        self.velocities.append(velocity)
+        self.angles.append(at)
+
+    def adams_bashforth(self, target: float, order: int) -> tuple[float, list[float]]:
+        """``a`` and the weights of the last velocities."""
+        if target == 0 and len(self.angles) == 1:  # a single step ends at the data prediction
+            return math.cos(self.angles[0]) - 1, [-math.sin(self.angles[0])]
+        return 0.0, adams_bashforth(self.angles[-order:], target)
+
+
 class AtlasMultistepScheduler(BaseScheduler):
     r"""
     Few-step linear multistep solver in the angle ``θ = arctan(σ/(cα))``, the radius ``r = √(σ² + c²α²)`` and the velocity
@@ -62,21 +83,28 @@ class AtlasMultistepScheduler(BaseScheduler):
         angle_power: p of the nodes ``θ_k = θ_max (1 − k/N)^p``; ``None`` places them by ``timestep_spacing``. A sigma grid,
             explicit timesteps and sigmas, and calibrated nodes take precedence.
         calibration: tables that :meth:`calibrate` made, as JSON.
-        Others: see :class:`BaseScheduler`.
+        options: see :class:`BaseScheduler`.
 
     Raises:
         ValueError: also for a calibration of another noise process or prediction type.
     """
 
-    @extend_config
+    @takes_options
     def __init__(
         self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        *,
         multistep_order: int = 3,
         angle_scale: float = 4.0,
         angle_power: float | None = 2.0,
         calibration: dict | None = None,
+        **options: Unpack[SchedulerOptions],
     ):
-        pass
+        self._setup()
 
     def _setup(self) -> None:
         super()._setup()
@@ -201,7 +229,7 @@ class AtlasMultistepScheduler(BaseScheduler):
 
     @property
     def _table_in_use(self) -> StepTable | None:
-        return getattr(self._grid, "table", None)
+        return getattr(self._run.grid, "table", None)
 
     def _build_grid(self, request: Request) -> TimeGrid:
         even, steps = super()._build_grid(request), self._free_steps(request)
@@ -254,16 +282,17 @@ class AtlasMultistepScheduler(BaseScheduler):
         else:
             laid = self.nodes(table.sigmas)
         lists = {name: getattr(self._grid, name)[:begin] + getattr(laid, name) for name in ("timesteps", "source", "target")}
-        self._grid = _Nodes(**lists, dtype=laid.dtype, even=even, table=table, begin=begin)
-        self.timesteps[begin:] = torch.tensor(laid.timesteps)
-        self.sigmas[begin:-1] = torch.tensor([self.process.sigma(level) for level in laid.source])
+        run = self._run
+        run.grid = _Nodes(**lists, dtype=laid.dtype, even=even, table=table, begin=begin)
+        run.levels = as_tensor(run.grid.source, torch.float64).T
+        run.timesteps[begin:] = torch.tensor(laid.timesteps)
+        run.sigmas[begin:-1] = torch.tensor([self.process.sigma(level) for level in laid.source])
 
     def _grid_of(self, sigma_hats: list[float]) -> TimeGrid:
         return self.process.grid_through([self.process.from_sigma_hat(sigma_hat) for sigma_hat in sigma_hats])
 
     def _reset(self) -> None:
-        self._velocities: list[torch.Tensor] = []
-        self._angles: list[float] = []
+        self._history = _History()
 
     @network_step
     def step(
@@ -287,31 +316,24 @@ class AtlasMultistepScheduler(BaseScheduler):
                 has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
-        index = self._advance(timestep)
-        level, target = self._grid.source[index], self._grid.target[index]
+        index, grid, history = self._advance(timestep), self._grid, self._history
+        level, target = grid.source[index], grid.target[index]
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         data = self.predict_data(output, x, level)
-        first = getattr(self._grid, "begin", 0)
-        table = self._table_in_use if len(self._velocities) == index - first else None
+        first = getattr(grid, "begin", 0)
+        table = self._table_in_use if len(history.velocities) == index - first else None
         c = self.config.angle_scale if table is None else 1.0
-        self._remember(self.velocity(output, x, data, level, c), angle(level, c))
+        history.remember(self.velocity(output, x, data, level, c), angle(level, c))
 
         if table is None:
-            scale, weights = self._adams_bashforth(angle(target, c))
+            scale, weights = history.adams_bashforth(angle(target, c), self.config.multistep_order)
         else:
             scale, weights = table.scales[index - first], table.weights[index - first]
         r, r_next = radius(level, c), radius(target, c)
         prev = x * ((1 + scale) * r_next / r)
-        for weight, velocity in zip(weights, self._velocities[-len(weights) :]):
+        for weight, velocity in zip(weights, history.velocities[-len(weights) :]):
             prev = torch.add(prev, velocity, alpha=weight * r_next)
         return self._output(prev, data, sample.dtype, return_dict)
-
-    def _remember(self, velocity: torch.Tensor, at: float) -> None:
-        if self._angles and self._angles[-1] - at < SMALLEST_STEP:  # a flat part of the noise process
-            self._velocities.pop()
-            self._angles.pop()
-        self._velocities.append(velocity)
-        self._angles.append(at)
 
     def velocity(
         self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, level: NoiseLevel, c: float = 1.0
@@ -321,9 +343,3 @@ class AtlasMultistepScheduler(BaseScheduler):
             return output
         r = radius(level, c)
         return combine(c * level.alpha / (r * level.sigma), x, -r / (c * level.sigma), data)
-
-    def _adams_bashforth(self, target: float) -> tuple[float, list[float]]:
-        """``a`` and the weights of the last velocities."""
-        if target == 0 and len(self._angles) == 1:  # a single step ends at the data prediction
-            return math.cos(self._angles[0]) - 1, [-math.sin(self._angles[0])]
-        return 0.0, adams_bashforth(self._angles[-self.config.multistep_order :], target)

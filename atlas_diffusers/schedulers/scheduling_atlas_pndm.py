@@ -1,16 +1,20 @@
 """PNDM: DDIM's transfer with a noise prediction combined from several network calls."""
 
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from ..schedules import NoiseLevel, combine
 from ..schedules.time_grid import TimeGrid
-from .conversion import extend_config
 from .network_step import network_step
+from .options import SchedulerOptions, Unpack, takes_options
 from .pndm_calls import PNDMCalls, plms_calls, runge_kutta_calls
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
+LARGEST_NOISE = 1000.0  # σ/α from which Runge-Kutta steps can start
 ADAMS_BASHFORTH = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
@@ -21,7 +25,7 @@ ADAMS_BASHFORTH = {
 
 @dataclass
 class _History:
-    """Predictions of the last steps, newest first, and what a step with several calls keeps between them."""
+    """Predictions of the last steps, oldest first, and what a step with several calls keeps between them."""
 
     predictions: list[torch.Tensor] = field(default_factory=list)
     partial: torch.Tensor | None = None
@@ -45,12 +49,23 @@ class AtlasPNDMScheduler(BaseScheduler):
         skip_prk_steps: start without Runge-Kutta steps, as Stable Diffusion does. The predictor and the corrector are then
             the first two calls of a trajectory, wherever it begins, as in Diffusers.
         set_alpha_to_one: end at clean data; otherwise at training timestep 0.
-        Others: see :class:`BaseScheduler`.
+        options: see :class:`BaseScheduler`.
     """
 
-    @extend_config
-    def __init__(self, skip_prk_steps: bool = False, set_alpha_to_one: bool = False):
-        pass
+    @takes_options
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        *,
+        skip_prk_steps: bool = False,
+        set_alpha_to_one: bool = False,
+        **options: Unpack[SchedulerOptions],
+    ):
+        self._setup()
 
     @property
     def _averaged(self) -> str:
@@ -70,8 +85,16 @@ class AtlasPNDMScheduler(BaseScheduler):
 
     def _network_calls(self, grid: TimeGrid, steps: int) -> PNDMCalls:
         stride = self.config.num_train_timesteps // steps if grid.spaced else None
-        build = plms_calls if self.config.skip_prk_steps else runge_kutta_calls
-        return build(grid, stride, self.process, self._final_level())
+        if self.config.skip_prk_steps:
+            return plms_calls(grid, stride, self.process, self._final_level())
+        if self._averaged == "epsilon" and grid.source[0].sigma_hat > LARGEST_NOISE:
+            warnings.warn(
+                f"PNDM's Runge-Kutta steps average noise predictions, and from σ/α = {grid.source[0].sigma_hat:.0f} their "
+                "differences ruin the sample, as in Diffusers; take skip_prk_steps=True, timestep_spacing='leading' or "
+                "AtlasMultistepScheduler",
+                stacklevel=4,
+            )
+        return runge_kutta_calls(grid, stride, self.process, self._final_level())
 
     @network_step
     def step(
@@ -96,11 +119,79 @@ class AtlasPNDMScheduler(BaseScheduler):
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
         index = self._advance(timestep)
+        return self._take(self._grid, index, model_output, sample, return_dict)
+
+    @network_step
+    def step_prk(
+        self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor, return_dict: bool = True
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """
+        The next call of a Runge-Kutta step, which :meth:`step` would take; a timestep of one's own moves the call's target,
+        as in Diffusers.
+        """
+        grid, index, t = self._grid, self.counter, int(timestep)
+        if index >= grid.runge_kutta:
+            raise ValueError(f"step_prk() was called more often than the {grid.runge_kutta} calls of prk_timesteps")
+        if grid.stride is not None and t != grid.timesteps[index]:
+            end = t if index % 2 else t - grid.stride // 2
+            grid = replace(grid, target=[*grid.target[:index], self.process.level_at(end) if end >= 0 else self._final_level()])
+        self._run.step_index = index + 1
+        return self._take(grid, index, model_output, sample, return_dict)
+
+    @network_step
+    def step_plms(
+        self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor, return_dict: bool = True
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """A call of the multistep part, which :meth:`step` would take; on an even spacing from any training timestep."""
+        run, grid, index, t = self._run, self._grid, 0, int(timestep)
+        if len(self.ets) < grid.runge_kutta // 4:
+            raise ValueError(f"step_plms() needs the {grid.runge_kutta // 4} predictions that step_prk() leaves in ets")
+        if grid.stride is None or t in grid.timesteps[grid.runge_kutta :]:
+            index = run.index_of(timestep)
+        else:
+            here = TimeGrid([t], [self.process.level_at(t)], [self._final_level()], grid.dtype)
+            grid = plms_calls(here, grid.stride, self.process, self._final_level())
+        run.step_index = index + 1
+        return self._take(grid, index, model_output, sample, return_dict)
+
+    @property
+    def ets(self) -> list[torch.Tensor]:
+        """The last predictions, oldest first, at most four."""
+        return self._history.predictions
+
+    @ets.setter
+    def ets(self, predictions: list[torch.Tensor]) -> None:
+        self._history.predictions = predictions
+
+    @property
+    def counter(self) -> int:
+        """Calls since ``set_timesteps``."""
+        return self._history.calls
+
+    @counter.setter
+    def counter(self, calls: int) -> None:
+        self._history.calls = calls
+
+    @property
+    def prk_timesteps(self) -> np.ndarray | None:
+        """Timesteps of the Runge-Kutta calls."""
+        grid = self._run.grid
+        return None if grid is None else np.array(grid.timesteps[: grid.runge_kutta])
+
+    @property
+    def plms_timesteps(self) -> np.ndarray | None:
+        """Timesteps of the calls of the multistep part."""
+        grid = self._run.grid
+        return None if grid is None else np.array(grid.timesteps[grid.runge_kutta :])
+
+    def _take(
+        self, grid: PNDMCalls, index: int, model_output: torch.Tensor, sample: torch.Tensor, return_dict: bool
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
-        kind, level = self._averaged, self._grid.source[index]
+        kind, level = self._averaged, grid.source[index]
         if kind != self.config.prediction_type or self._clips:
             output = self.process.output(kind, self.predict_data(output, x, level), x, level)
-        start, source, target, mean = self._combine_calls(index, x, output)
+        start, source, target, mean = self._combine_calls(grid, index, x, output)
 
         data = self.process.data(kind, mean, start, source)
         prev = combine(target.alpha, data, target.sigma, self.process.noise(kind, mean, start, source))
@@ -109,36 +200,36 @@ class AtlasPNDMScheduler(BaseScheduler):
         return result
 
     def _combine_calls(
-        self, index: int, x: torch.Tensor, prediction: torch.Tensor
+        self, grid: PNDMCalls, index: int, x: torch.Tensor, prediction: torch.Tensor
     ) -> tuple[torch.Tensor, NoiseLevel, NoiseLevel, torch.Tensor]:
         """Where the transfer starts, its two levels, and the mean prediction along it."""
-        history, source, target = self._history, self._grid.start[index], self._grid.target[index]
+        history, source, target = self._history, grid.start[index], grid.target[index]
         history.calls += 1
-        if index < self._grid.runge_kutta:
-            return self._runge_kutta(index, x, prediction)
+        if index < grid.runge_kutta:
+            return self._runge_kutta(grid, index, x, prediction)
         if self.config.skip_prk_steps and history.calls == 2:
-            source, target = self._grid.backward[index]
-            return self._start(x, source, target), source, target, (prediction + history.predictions[0]) / 2
+            source, target = grid.backward[index]
+            return self._start(x, source, target), source, target, (prediction + history.predictions[-1]) / 2
         history.start = x
-        history.predictions = [prediction, *history.predictions[:3]]
+        history.predictions = [*history.predictions[-3:], prediction]
         weights = ADAMS_BASHFORTH[len(history.predictions)]
         mean = prediction if len(weights) == 1 else prediction * weights[0]
-        for weight, past in zip(weights[1:], history.predictions[1:]):
+        for weight, past in zip(weights[1:], history.predictions[-2::-1]):
             mean.add_(past, alpha=weight)
         return x, source, target, mean
 
     def _runge_kutta(
-        self, index: int, x: torch.Tensor, prediction: torch.Tensor
+        self, grid: PNDMCalls, index: int, x: torch.Tensor, prediction: torch.Tensor
     ) -> tuple[torch.Tensor, NoiseLevel, NoiseLevel, torch.Tensor]:
-        history, source, target = self._history, self._grid.start[index], self._grid.target[index]
+        history, source, target = self._history, grid.start[index], grid.target[index]
         stage = index % 4
         if stage == 0:
             history.start, history.partial = x, prediction / 6
-            history.predictions = [prediction, *history.predictions[:3]]
+            history.predictions = [*history.predictions[-3:], prediction]
             return x, source, target, prediction
         if history.start is None:  # a trajectory that begins inside a step goes on to the next call's level
-            return x, self._grid.source[index], self._grid.source[index + 1], prediction
-        start = self._start(x, source, self._grid.source[index])
+            return x, grid.source[index], grid.source[index + 1], prediction
+        start = self._start(x, source, grid.source[index])
         if stage == 3:
             return start, source, target, torch.add(history.partial, prediction, alpha=1 / 6)
         history.partial.add_(prediction, alpha=1 / 3)

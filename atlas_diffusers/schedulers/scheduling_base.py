@@ -1,12 +1,13 @@
 """What every sampler shares: configuration, noise process, time grid, position in it. A sampler adds one ``step``."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
@@ -17,7 +18,8 @@ from ..schedules.grids import TIMESTEP_SPACINGS
 from ..schedules.predictions import check_prediction_type
 from ..schedules.time_grid import GRID_OF_OPTION, Request, TimeGrid, as_tensor
 from .conversion import ConfigConversion
-from .position import StepPosition
+from .options import SchedulerOptions, Unpack, takes_options
+from .position import Run, Runs, StepPosition
 from .processes import flow_process, is_flow, settle_flow
 
 ZERO_SNR_FLOOR = 2.0**-24
@@ -60,25 +62,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         beta_start, beta_end: ends of the beta schedule.
         beta_schedule: a name in :data:`atlas_diffusers.schedules.BETA_SCHEDULES`.
         trained_betas: explicit betas instead of a named schedule, ``(T,)``.
-        prediction_type: `epsilon`, `sample`, `v_prediction` (α ε − σ x_0) or `flow_prediction` (ε − x_0).
-        timestep_spacing: `linspace`, `leading` or `trailing` (arXiv 2305.08891, table 2).
-        steps_offset: added to `leading` timesteps.
-        use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas: grid of σ̂ instead of a spacing of
-            the training timesteps; at most one.
-        sigma_min, sigma_max: ends of that grid; by default those of the training process.
-        final_sigmas_type: where the last step ends: `zero` (clean data) or `sigma_min` (training timestep 0).
-        rescale_betas_zero_snr: rescale the betas to zero terminal SNR (arXiv 2305.08891, algorithm 1).
-        clip_sample, clip_sample_range: clamp the data prediction to ±range.
-        thresholding, dynamic_thresholding_ratio, sample_max_value: clamp it to a quantile of its own absolute values and
-            rescale (Imagen, arXiv 2205.11487). Takes precedence over ``clip_sample``, as in Diffusers.
-        snr_shift_scale: k of ᾱ ← ᾱ/(k + (1 − k)ᾱ) (CogVideoX); becomes ``trained_betas``.
-        use_flow_sigmas: flow matching.
-        shift, flow_shift: k of the flow's ``s ← ks/(1 + (k − 1)s)``, under two names.
-        use_dynamic_shifting, time_shift_type: shift by ``set_timesteps(mu=...)`` instead, `exponential` or `linear`.
-        base_shift, max_shift, base_image_seq_len, max_image_seq_len: μ of the shortest and the longest sequence of tokens.
-        shift_terminal: stretch the flow's sigmas so that this is the last one.
-        invert_sigmas: count the flow's sigmas and timesteps from noise to data (Mochi).
-        stochastic_sampling: end every step at ``α' x_0 + σ' z`` with fresh noise; samplers with a memory refuse it.
+        options: see :class:`~atlas_diffusers.schedulers.options.SchedulerOptions`.
 
     Raises:
         ValueError: for unknown names, contradictory grids and betas outside ``(0, 1)``.
@@ -89,44 +73,18 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
     renoises: ClassVar[bool] = False
     """Whether the sampler has ``stochastic_sampling``."""
     beta_process: ClassVar[type[VariancePreserving]] = VariancePreserving
+    steps_unasked: ClassVar[bool] = False
+    """Whether ``step`` works before ``set_timesteps``, on every training timestep, as in Diffusers' class."""
 
-    @register_to_config
+    @takes_options
     def __init__(
         self,
         num_train_timesteps: int = 1000,
         beta_start: float = 0.0001,
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
-        trained_betas: list[float] | None = None,
-        prediction_type: str = "epsilon",
-        timestep_spacing: str = "leading",
-        steps_offset: int = 0,
-        use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False,
-        use_lu_lambdas: bool = False,
-        sigma_min: float | None = None,
-        sigma_max: float | None = None,
-        final_sigmas_type: str = "zero",
-        rescale_betas_zero_snr: bool = False,
-        clip_sample: bool = False,
-        clip_sample_range: float = 1.0,
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0,
-        snr_shift_scale: float = 1.0,
-        use_flow_sigmas: bool = False,
-        shift: float | None = None,
-        flow_shift: float = 1.0,
-        use_dynamic_shifting: bool = False,
-        time_shift_type: str = "exponential",
-        base_shift: float | None = 0.5,
-        max_shift: float | None = 1.15,
-        base_image_seq_len: int = 256,
-        max_image_seq_len: int = 4096,
-        shift_terminal: float | None = None,
-        invert_sigmas: bool = False,
-        stochastic_sampling: bool = False,
+        trained_betas: Sequence[float] | None = None,
+        **options: Unpack[SchedulerOptions],
     ):
         self._setup()
 
@@ -136,11 +94,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         settle_flow(self)
         self._check_config()
         self.process: NoiseProcess = self._make_process()
-        self.timesteps, self.sigmas = self.process.training_steps()
-        self.num_inference_steps = None
-        self._grid: TimeGrid | None = None
         self._plan: _Plan | None = None
-        self._step_index = self._begin_index = None
+        self._runs = Runs([])
 
     def _make_process(self) -> NoiseProcess:
         c, overridden = self.config, type(self)._get_beta_schedule is not BaseScheduler._get_beta_schedule
@@ -155,6 +110,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
             self.betas = rescale_zero_terminal_snr(self.betas)
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+        self._check_signal()
         floor = ZERO_SNR_FLOOR if c.rescale_betas_zero_snr else 0.0
         return self.beta_process(self.alphas_cumprod, floor, self._zero_signal)
 
@@ -166,7 +122,22 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
     def _get_beta_schedule(self) -> torch.Tensor:
         """The betas of this process, ``(num_train_timesteps,)``; override to add a schedule by subclassing."""
         c = self.config
-        return get_betas(c.beta_schedule, c.num_train_timesteps, c.beta_start, c.beta_end, c.trained_betas)
+        return get_betas(c.beta_schedule, c.num_train_timesteps, c.beta_start, c.beta_end, c.trained_betas, below_one=False)
+
+    def _check_signal(self) -> None:
+        """Warn of training timesteps without signal, which Diffusers takes as well; steps from them are refused."""
+        signal = self.alphas_cumprod > 0
+        if not bool(signal[:-1].all()) or not (signal[-1] or self.config.rescale_betas_zero_snr):
+            first = int(signal.int().argmin())
+            warnings.warn(f"steps cannot start at timestep {first} and above: {self._no_signal()}", stacklevel=6)
+
+    def _no_signal(self) -> str:
+        ends = f"{self.betas.min():g} to {self.betas.max():g}"
+        return f"betas must lie in (0, 1) and keep ᾱ above 0 in float32; these, from {ends}, leave no signal"
+
+    def _check_zero_signal(self, timestep: float, level: NoiseLevel, target: NoiseLevel) -> None:
+        if level.alpha != 0 or not target.alpha > 0 or not self._zero_signal:
+            raise ValueError(f"timestep {timestep}: {self._no_signal()}")
 
     def _check_config(self) -> None:
         c = self.config
@@ -182,6 +153,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
                 f"stochastic_sampling=True: {type(self).__name__} has no fresh noise; use AtlasEulerScheduler, "
                 "AtlasEulerAncestralScheduler or AtlasDDIMScheduler, or set it to False"
             )
+        if not c.steps_offset >= 0:
+            raise ValueError(f"steps_offset={c.steps_offset}; expected 0 or more, it is added to every timestep")
         grids = [option for option in GRID_OF_OPTION if c[option]]
         if len(grids) > 1:
             raise ValueError(f"at most one sigma grid can be used, got {grids}")
@@ -217,13 +190,20 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         """
         cacheable = type(num_inference_steps) is int and timesteps is None and sigmas is None
         key = (num_inference_steps, device, mu, self.process) if cacheable else None
-        if key is None or self._plan is None or self._plan.key != key or self._plan.config is not self._internal_dict:
-            self._plan = self._make_plan(Request(num_inference_steps, timesteps, sigmas, mu), device, key)
-        plan = self._plan
-        self.num_inference_steps, self._grid = plan.num_inference_steps, plan.grid
-        self.timesteps, self.sigmas = plan.timesteps.clone(), plan.sigmas.clone()
-        self._step_index = self._begin_index = None
+        plan = self._plan  # the last one of any thread
+        if key is None or plan is None or plan.key != key or plan.config is not self._internal_dict:
+            plan = self._plan = self._make_plan(Request(num_inference_steps, timesteps, sigmas, mu), device, key)
+        run = Run(plan.grid, plan.timesteps.clone(), plan.sigmas.clone(), plan.levels, plan.num_inference_steps)
+        self._runs.start(run)
         self._reset()
+
+    def _first_run(self) -> Run:
+        timesteps, sigmas = self.process.training_steps()
+        run = Run(None, timesteps, sigmas)
+        if self.steps_unasked and not is_flow(self.config):
+            source = [self.process.level_at(int(t)) for t in timesteps.tolist()]
+            run.grid = TimeGrid(timesteps.tolist(), source, [*source[1:], self._final_level()], timesteps.dtype)
+        return run
 
     def _make_plan(self, request: Request, device, key) -> _Plan:
         grid = self._build_grid(request)
@@ -240,9 +220,6 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         """The grid of network calls of a grid of steps; a sampler with several calls a step overrides this."""
         return grid
 
-    def _reset(self) -> None:
-        """Forget what earlier steps left; a sampler with a memory overrides this."""
-
     @property
     def shift(self) -> float | None:
         """The shift of a flow; ``None`` for betas."""
@@ -258,6 +235,11 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         slope = (c.max_shift - c.base_shift) / (c.max_image_seq_len - c.base_image_seq_len)
         return c.base_shift + slope * (image_seq_len - c.base_image_seq_len)
 
+    @property
+    def final_alpha_cumprod(self) -> torch.Tensor:
+        """ᾱ where the last step ends."""
+        return torch.tensor(self._final_level().alpha ** 2)
+
     def _final_level(self) -> NoiseLevel:
         return self.process.final_level(self.config.final_sigmas_type)
 
@@ -269,7 +251,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
 
     def predict_data(self, output: torch.Tensor, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """The data prediction x_0 of a network's output at a level, clipped or thresholded as configured."""
-        return self._clip(self.process.data(self.config.prediction_type, output, sample, level))
+        data = self._clip(self.process.data(self.config.prediction_type, output, sample, level))
+        return data.clone() if data is output else data  # a step never returns the network's own tensor
 
     def predict_noise(self, output: torch.Tensor, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """The noise prediction ε of a network's output at a level, as the network gave it."""
@@ -328,11 +311,12 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
     def _sample_levels(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """α and σ of samples: of the step where a timestep is in ``self.timesteps``, otherwise of the training process."""
         alphas, sigmas = self.process.sample_levels_at(timesteps)
-        if self._plan is None:
+        run = self._run
+        if run.levels is None:
             return alphas, sigmas
-        match = timesteps[:, None] == self._plan.timesteps.to(timesteps.device)
-        at, found = match.float().argmax(1), match.any(1)
-        of_step = self._plan.levels.to(timesteps.device)
+        match = timesteps[:, None] == run.timesteps.to(timesteps.device)
+        at, found = match.float().argmax(1) + run.first, match.any(1)
+        of_step = run.levels.to(timesteps.device)
         return torch.where(found, of_step[0, at], alphas), torch.where(found, of_step[1, at], sigmas)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """What the samplers share that go straight: in VE coordinates, ``x̂ = x/α = x_0 + σ̂ ε`` with ``σ̂ = σ/α``, or on a flow."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..schedules import VarianceExploding
-from .conversion import extend_config
+from .options import SigmaOptions, Unpack, takes_options
 from .scheduling_base import BaseScheduler
 
 
@@ -20,20 +22,26 @@ class SigmaScheduler(BaseScheduler):
             the timesteps, as Diffusers has it.
         sigma_min, sigma_max: ends of a sigma grid; by default σ̂ at the last and the first spaced timestep.
         timestep_type: `discrete`, or `continuous` for networks with ``v_prediction`` that are given ¼ log σ̂.
-        Others: see :class:`BaseScheduler`.
+        options: see also :class:`BaseScheduler`.
     """
 
     beta_process = VarianceExploding
+    steps_unasked = True
     _zero_signal = False
 
-    @extend_config
+    @takes_options
     def __init__(
         self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        *,
         timestep_spacing: str = "linspace",
-        interpolation_type: str = "linear",
-        timestep_type: str = "discrete",
+        **options: Unpack[SigmaOptions],
     ):
-        pass
+        self._setup()
 
     def _check_config(self) -> None:
         super()._check_config()
@@ -46,12 +54,14 @@ class SigmaScheduler(BaseScheduler):
                 raise ValueError(f"{name}={c[name]!r} is unknown; allowed are {allowed}")
 
     @property
-    def init_noise_sigma(self) -> float:
+    def init_noise_sigma(self) -> torch.Tensor:
         """Standard deviation of the first sample: σ̂ of the first step, with the data's unit variance for `leading`."""
-        first = self.process.ends[0] if self._grid is None else self._grid.source[0]
-        return self.process.start_scale(first, with_data=self.config.timestep_spacing == "leading")
+        run, with_data = self._run, self.config.timestep_spacing == "leading"
+        first = self.process.ends[0] if run.grid is None else run.grid.source[0]
+        return torch.tensor(self.process.start_scale(first, with_data))
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
         """The network's input: in VE coordinates ``x̂/√(1 + σ̂²)``, which is the VP sample; on a flow the sample itself."""
-        scale = self.process.input_scale(self._grid.source[self.index_for_timestep(timestep)])
+        run = self._run
+        scale = self.process.input_scale(run.planned().source[run.index_of(timestep)])
         return sample if scale == 1 else sample * scale

@@ -35,12 +35,13 @@ def get_betas(
     beta_start: float = 0.0001,
     beta_end: float = 0.02,
     trained_betas: Sequence[float] | None = None,
+    below_one: bool = True,
 ) -> torch.Tensor:
     """
     Betas of a registered schedule, or ``trained_betas`` themselves; float32 ``(num_train_timesteps,)``.
 
     Raises:
-        ValueError: for an unknown name, or betas outside ``(0, 1)``.
+        ValueError: for an unknown name, or betas outside ``(0, 1)``; unless ``below_one``, 1 and more are let pass.
     """
     if trained_betas is not None:
         betas = torch.tensor(trained_betas, dtype=torch.float32)
@@ -48,7 +49,7 @@ def get_betas(
         betas = BETA_SCHEDULES[name](num_train_timesteps, beta_start, beta_end).to(torch.float32)
     else:
         raise ValueError(f"beta_schedule={name!r} is unknown; registered are {sorted(BETA_SCHEDULES)}")
-    if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
+    if betas.ndim != 1 or not bool(((betas > 0) & (betas < (1 if below_one else math.inf))).all()):
         raise ValueError(
             f"betas of schedule {name!r} must be one-dimensional and lie in (0, 1); "
             f"found shape {tuple(betas.shape)} and values from {betas.min():g} to {betas.max():g}"
@@ -118,6 +119,12 @@ def laplace_betas(num_train_timesteps: int, beta_start: float, beta_end: float) 
         return math.sqrt(snr / (1 + snr))
 
     return _from_alpha_bar(alpha_bar, num_train_timesteps)
+
+
+@register_beta_schedule("exp")
+def exp_betas(num_train_timesteps: int, beta_start: float, beta_end: float) -> torch.Tensor:
+    """Betas of ᾱ(u) = e^{−12u}, Shap-E's schedule under Diffusers' name; ``beta_start`` and ``beta_end`` play no part."""
+    return _from_alpha_bar(lambda u: math.exp(-12 * u), num_train_timesteps)
 
 
 @register_beta_schedule("karras")

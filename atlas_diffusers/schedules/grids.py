@@ -36,7 +36,7 @@ def spaced_timesteps(spacing: str, steps: int, num_train_timesteps: int, offset:
 
 def sigma_grid(name: str, sigma_min: float, sigma_max: float, steps: int) -> torch.Tensor:
     """
-    ``steps`` values of σ̂ falling from ``sigma_max`` to ``sigma_min``, float64.
+    ``steps`` values of σ̂ falling from ``sigma_max`` to ``sigma_min``, both of them exact, float64.
 
     ===========  ==================================================================================
     karras       (σ_max^{1/7} + u (σ_min^{1/7} − σ_max^{1/7}))^7        (arXiv 2206.00364)
@@ -46,6 +46,13 @@ def sigma_grid(name: str, sigma_min: float, sigma_max: float, steps: int) -> tor
     ===========  ==================================================================================
     """
     u = torch.linspace(0, 1, steps, dtype=torch.float64)
+    grid = _between(name, sigma_min, sigma_max, u)
+    grid[-1] = sigma_min
+    grid[0] = sigma_max
+    return grid
+
+
+def _between(name: str, sigma_min: float, sigma_max: float, u: torch.Tensor) -> torch.Tensor:
     match name:
         case "karras":
             high, low = sigma_max ** (1 / 7), sigma_min ** (1 / 7)

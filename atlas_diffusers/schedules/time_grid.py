@@ -99,9 +99,13 @@ def checked_timesteps(timesteps: Sequence[float], num_train_timesteps: int) -> l
 
 
 def checked_sigmas(sigmas: Sequence[float]) -> list[float]:
-    """``sigmas`` as numbers, or ``ValueError`` unless they are finite and fall strictly to 0 or above."""
+    """
+    ``sigmas`` as numbers, or ``ValueError`` unless they are finite and fall strictly to 0 or above; the last two may be equal,
+    as they are where ``final_sigmas_type`` is `sigma_min`.
+    """
     values = [float(s) for s in sigmas]
-    falling = all(a > b for a, b in zip(values, values[1:]))
+    pairs = list(zip(values, values[1:]))
+    falling = all(a > b for a, b in pairs[:-1]) and all(a >= b for a, b in pairs)
     if len(values) < 2 or not falling or not values[-1] >= 0 or values[0] == math.inf:
         raise ValueError(f"sigmas must be at least two finite values that fall strictly and end at 0 or above, got {values}")
     return values

@@ -46,7 +46,7 @@ class Objective:
     def build_scheduler(config: TrainingConfig, start: dict):
         """The scheduler of the recipe, or made of the configuration ``start`` of the pipeline that training starts from."""
         if config.scheduler is None:
-            scheduler = atlas_diffusers.AtlasDDIMScheduler.from_config(start)
+            scheduler = atlas_diffusers.AtlasDDIMScheduler.from_config({"clip_sample": False, **start})
         else:
             scheduler = scheduler_from_dict(config.scheduler)
         if isinstance(scheduler.process, Flow):

@@ -41,4 +41,6 @@ def scheduler_from_dict(config: dict, default: str = "AtlasDDIMScheduler", forei
     if name not in (*atlas_diffusers.SCHEDULERS, *foreign):
         raise ValueError(f"scheduler._class_name={name!r} is unknown; allowed are {[*atlas_diffusers.SCHEDULERS, *foreign]}")
     cls = getattr(diffusers if name in foreign else atlas_diffusers, name)
-    return build_part(cls, {k: v for k, v in config.items() if not k.startswith("_")}, "scheduler")
+    # latents exceed 1: only a configuration that says so clips
+    unless_said = {} if name in foreign else {"clip_sample": False}
+    return build_part(cls, {**unless_said, **{k: v for k, v in config.items() if not k.startswith("_")}}, "scheduler")

@@ -317,8 +317,6 @@ def test_bad_input_is_named(cls):
         cls(use_karras_sigmas=True, use_lu_lambdas=True)
     with pytest.raises(ValueError, match="beta_schedule='cosin' is unknown; registered are"):
         cls(beta_schedule="cosin")
-    with pytest.raises(ValueError, match=r"lie in \(0, 1\)"):
-        cls(beta_end=1.5)
     for option in ("prediction_type", "timestep_spacing", "final_sigmas_type"):
         with pytest.raises(ValueError, match=f"{option}='odd' is unknown; allowed are"):
             cls(**{option: "odd"})
@@ -344,8 +342,9 @@ def test_bad_input_is_named(cls):
 @ALL
 def test_steps_out_of_turn_are_refused(cls):
     scheduler, x = cls(), noise()
-    with pytest.raises(ValueError, match="before set_timesteps"):
-        scheduler.step(x, 999, x)
+    if not cls.steps_unasked:
+        with pytest.raises(ValueError, match="before set_timesteps"):
+            scheduler.step(x, 999, x)
     scheduler.set_timesteps(6)
     sample(scheduler, x)
     with pytest.raises(ValueError, match="more often than the"):
@@ -355,7 +354,7 @@ def test_steps_out_of_turn_are_refused(cls):
 
 
 def test_ddim_steps_from_any_training_timestep_as_diffusers_does():
-    ours, stock, x = AtlasDDIMScheduler(), diffusers.DDIMScheduler(clip_sample=False), noise()
+    ours, stock, x = AtlasDDIMScheduler(), diffusers.DDIMScheduler(), noise()
     for scheduler in (ours, stock):
         scheduler.set_timesteps(50)
     for t in (1, 10, 49, 777):
@@ -422,7 +421,7 @@ def test_a_schedule_of_ones_own_by_subclassing():
         def _get_beta_schedule(self):
             return torch.full((self.config.num_train_timesteps,), 0.01)
 
-    scheduler = ConstantNoiseScheduler(num_train_timesteps=300, variance_type="fixed_large")
+    scheduler = ConstantNoiseScheduler(num_train_timesteps=300, variance_type="fixed_large", clip_sample=False)
     torch.testing.assert_close(scheduler.alphas_cumprod[99].item(), 0.99**100, rtol=1e-5, atol=0)
     options = {"trained_betas": [0.01] * 300, "variance_type": "fixed_large", "clip_sample": False}
     stock = diffusers.DDPMScheduler(num_train_timesteps=300, **options)
