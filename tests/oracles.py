@@ -1,8 +1,9 @@
-"""Closed forms that the tests compare with: the process x_t = α x_0 + σ ε of Gaussian data N(mean, std²)."""
+"""What the tests compare with: closed forms of the process x_t = α x_0 + σ ε of Gaussian data, dense kernels and plans."""
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
@@ -54,3 +55,37 @@ class Gaussian:
 def order_of_convergence(steps, errors):
     """p of error ~ steps^-p, by least squares."""
     return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+
+
+def points(*shape, seed=0, dtype=torch.float64):
+    """Standard normal numbers, the same for every dtype."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def cloud(n, d=3, seed=0):
+    """n standard normal points."""
+    return points(n, d, seed=seed)
+
+
+def squared_distances(x, y):
+    """Of points (..., n, d) and (..., m, d), in float64 from their differences."""
+    return (x.double()[..., :, None, :] - y.double()[..., None, :, :]).square().sum(-1)
+
+
+def kernel_matrix(squared, kernel, epsilon, factors=(1.0,)):
+    """A kernel of squared distances, averaged over bandwidths."""
+    values = {
+        "gaussian": lambda e: torch.exp(-squared / (2 * e**2)),
+        "laplacian": lambda e: torch.exp(-squared.sqrt() / e),
+        "cauchy": lambda e: 1 / (1 + squared / e**2),
+    }[kernel]
+    return torch.stack([values(epsilon * factor) for factor in factors]).mean(0)
+
+
+def dense_plan(cost, epsilon, a, b, iterations=5000, shares=(1.0, 1.0)):
+    """Sinkhorn's plan of a cost matrix by plain iterations in logarithms; shares ρ/(ρ + ε) below 1 relax a marginal."""
+    cost, f, g = cost / epsilon, torch.zeros_like(a), torch.zeros_like(b)
+    for _ in range(iterations):
+        f = -torch.logsumexp(g + b.log() - cost, 1) * shares[0]
+        g = -torch.logsumexp(f[:, None] + a.log()[:, None] - cost, 0) * shares[1]
+    return a[:, None] * b * (f[:, None] + g - cost).exp()

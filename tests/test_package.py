@@ -19,7 +19,7 @@ ALLOWED = {
     "kernels": set(),
     "pretrained": set(),
     "pictures": {"metrics", "transport", "bridges"},
-    "metrics": {"pipelines", "pretrained"},
+    "metrics": {"kernels", "pipelines", "pretrained"},
     "hardware": {"config"},
     "check_hardware": {"hardware"},
     "conditioning": {"config"},

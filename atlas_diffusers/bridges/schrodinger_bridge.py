@@ -2,17 +2,21 @@
 
 import logging
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ..kernels import KERNEL_OPERATORS, KernelOperator, make_kernel_operator
-from ..transport.potentials import extrapolate_potentials
-from ..transport.sinkhorn import sinkhorn
+from ..kernels import KERNEL_OPERATORS, DirectKernel, KernelOperator, NystromKernel, make_kernel_operator
+from ..kernels.choice import DIRECT_LIMIT
+from ..transport import SinkhornOutput, extrapolate_potentials, sinkhorn
+from ..transport.costs import DEFAULT_MAX_BYTES
+from ..transport.split_costs import SplitCost
+from .references import ReferencePoints
 
 logger = logging.getLogger(__name__)
 PROBED = 256  # noised references that stand for particles
+WITHOUT_SIGNAL = 1e100  # σ/α at which every reference is as likely as its weight
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class SchrodingerBridgeSolver:
         max_iterations: limit of the solver; reaching it warns.
         solver_type: kernel operator, as of :func:`~atlas_diffusers.kernels.make_kernel_operator`. A Nyström approximation that
             the true kernel contradicts is replaced by the direct operator, with a log entry.
-        kernel_options: further arguments of it: ``num_landmarks``, ``num_features``, ``orthogonal``, ``max_bytes``.
+        kernel_options: further arguments of it: ``num_landmarks``, ``num_features``, ``orthogonal``, and ``max_bytes``, the
+            largest kernel matrix that is stored, and block of a projection; a larger one is computed in blocks.
 
     Raises:
         ValueError: for fewer than two references, NaN, shapes that do not fit, weights that are negative or all zero.
@@ -101,23 +106,19 @@ class SchrodingerBridgeSolver:
     max_iterations: int = 1000
     solver_type: str = "auto"
     kernel_options: dict[str, Any] = field(default_factory=dict)
-    _flat: torch.Tensor = field(init=False, repr=False)
+    _set: ReferencePoints = field(init=False, repr=False)
 
     def __post_init__(self):
         y = self.references
         if y.ndim < 2 or len(y) < 2:
             raise ValueError(f"references must be at least two points, (m, ...), got shape {tuple(y.shape)}")
-        if not bool(y.isfinite().all()):
-            raise ValueError(f"references contain {int((~y.isfinite()).sum())} values that are NaN or infinite")
+        self._set = ReferencePoints(y)
         if not self.epsilon > 0 or not (self.rho is None or self.rho > 0):
             raise ValueError(f"expected epsilon > 0 and rho > 0 or None, got epsilon={self.epsilon} and rho={self.rho}")
         if self.solver_type not in ("auto", *KERNEL_OPERATORS):
             allowed = ["auto", *sorted(KERNEL_OPERATORS)]
             raise ValueError(f"solver_type={self.solver_type!r} is unknown; allowed are {allowed}")
-        self._flat = y.flatten(1)
-        self._centre = self._flat.mean(0)
-        self._centred = self._flat - self._centre
-        self._log_weights = _log_weights(self.weights, len(y)).to(self._flat)
+        self._log_weights = _log_weights(self.weights, len(y)).to(self._set.device)
 
     def couple(
         self, particles: torch.Tensor, alpha: float, sigma: float, state: BridgeState | None = None
@@ -132,40 +133,70 @@ class SchrodingerBridgeSolver:
 
         One particle has nothing to balance: its projection is the posterior mean.
         """
-        if particles.shape[1:] != self.references.shape[1:]:
-            raise ValueError(
-                f"particles have shape {tuple(particles.shape[1:])}, references {tuple(self.references.shape[1:])}"
-            )
-        state, log_snr = state or BridgeState(), _log_snr(alpha, sigma)
-        if len(particles) == 1 or math.isinf(log_snr):
-            return self._project(particles, alpha, sigma, None, state)
-        x_hat = particles.flatten(1).to(self._flat) / alpha
-        start = extrapolate_potentials(state.potentials, state.log_snrs, log_snr)
-        bandwidth = 2 * self.epsilon * (sigma / alpha) ** 2
-        rho = self._penalty(len(particles))
-        solution = sinkhorn(
-            self._kernel(x_hat, math.sqrt(bandwidth / 2)),
-            b=self._log_weights.exp(),
-            init=None if start is None else (None, start),
-            rho=None if math.isinf(rho) else (None, rho * bandwidth),
-            tolerance=self.tolerance,
-            max_iterations=self.max_iterations,
-        )
-        coupling = self._project(particles, alpha, sigma, solution.g, state.followed_by(log_snr, solution.g))
-        return replace(
-            coupling,
-            kernel_applications=solution.kernel_applications,
-            marginal_error=float(solution.row_error),
+        references, shape = self._set, tuple(particles.shape)
+        if shape[1:] != references.shape[1:]:
+            raise ValueError(f"particles have shape {shape[1:]}, references {references.shape[1:]}")
+        state, solution, x = state or BridgeState(), None, particles.flatten(1).to(references.device, references.dtype)
+        if alpha == 0:  # all particles are alike
+            x, alpha, sigma = torch.zeros_like(x), 1.0, WITHOUT_SIGNAL
+        elif len(x) > 1:
+            solution = self._solve(x / alpha, alpha, sigma, state)
+            state = state.followed_by(math.log(alpha / sigma), solution.g)
+        width = self._width(alpha, sigma)
+        if solution is not None and isinstance(solution.geometry, SplitCost):
+            cost = solution.geometry
+        else:
+            cost = references.cost(x / alpha, width, self._max_bytes)
+        psi = self._log_weights[None]
+        if solution is not None:
+            psi = torch.cat((psi, psi + solution.g / width))
+        means, sizes = references.average(cost, psi)
+        return BridgeCoupling(
+            data=means[-1].view(shape).to(particles.dtype),
+            posterior=means[0].view(shape).to(particles.dtype),
+            effective_references=sizes[-1],
+            state=state,
+            kernel_applications=0 if solution is None else solution.kernel_applications,
+            marginal_error=0.0 if solution is None else float(solution.row_error),
         )
 
-    def _kernel(self, points: torch.Tensor, bandwidth: float) -> KernelOperator:
-        options = {"num_landmarks": 256, **self.kernel_options}
-        options["num_landmarks"] = min(options["num_landmarks"], len(points) + len(self._flat))
-        operator = make_kernel_operator(points, self._flat, epsilon=bandwidth, solver_type=self.solver_type, **options)
-        if self.solver_type == "nystrom" and not (probe := operator.probe()).is_good:
+    @property
+    def _max_bytes(self) -> int:
+        return self.kernel_options.get("max_bytes", DEFAULT_MAX_BYTES)
+
+    def _width(self, alpha: float, sigma: float) -> float:
+        """ε of the transport in data units, ``2 ε (σ/α)²`` with the multiplier ε of this bridge."""
+        return 2 * self.epsilon * (sigma / alpha) ** 2
+
+    def _solve(self, x: torch.Tensor, alpha: float, sigma: float, state: BridgeState) -> SinkhornOutput:
+        """Transport of particles in data units."""
+        width, rho = self._width(alpha, sigma), self._penalty(len(x))
+        start = extrapolate_potentials(state.potentials, state.log_snrs, math.log(alpha / sigma))
+        options = {
+            "b": self._log_weights.exp(),
+            "init": None if start is None else (None, start),
+            "rho": None if math.isinf(rho) else (None, rho * width),
+            "tolerance": self.tolerance,
+            "max_iterations": self.max_iterations,
+        }
+        operator = self._approximation(x, math.sqrt(width / 2))
+        if operator is None:
+            return self._set.transport(x, width, self._max_bytes, **options)
+        return sinkhorn(operator, **options)
+
+    def _approximation(self, x: torch.Tensor, bandwidth: float) -> KernelOperator | None:
+        """The kernel operator that stands for the exact gaussian kernel, if one does."""
+        count, options = len(x) * len(self._set), {"num_landmarks": 256, **self.kernel_options}
+        if self.solver_type == "direct":
+            return None
+        if self.solver_type == "auto" and count <= DIRECT_LIMIT and count * x.itemsize <= self._max_bytes:
+            return None
+        options["num_landmarks"] = min(options["num_landmarks"], len(x) + len(self._set))
+        operator = make_kernel_operator(x, self._set.points, epsilon=bandwidth, solver_type=self.solver_type, **options)
+        if isinstance(operator, NystromKernel) and not (probe := operator.probe()).is_good:
             logger.info("bandwidth %.3g: %s; the direct kernel is used", bandwidth, probe)
-            operator = make_kernel_operator(points, self._flat, epsilon=bandwidth, solver_type="direct")
-        return operator
+            return None
+        return None if isinstance(operator, DirectKernel) else operator
 
     def posterior_size(self, alpha: float, sigma: float) -> float:
         """
@@ -173,13 +204,19 @@ class SchrodingerBridgeSolver:
 
         The median over ``PROBED`` noised references of exp(entropy of the posterior among all *other* references).
         """
-        generator = torch.Generator(self._flat.device).manual_seed(0)
+        references = self._set
+        generator = torch.Generator(references.device).manual_seed(0)
         chosen = torch.multinomial(self._log_weights.exp(), PROBED, replacement=True, generator=generator)
-        noise = torch.randn(PROBED, self._flat.shape[1], generator=generator, device=self._flat.device)
-        logits = self._logits(alpha * self._flat[chosen] + sigma * noise.to(self._flat), alpha, sigma)
-        others = logits.scatter(1, chosen[:, None], -math.inf)
-        rows = others.log_softmax(1).exp().nan_to_num(0.0)
-        return torch.special.entr(rows).sum(1).exp().median().item()
+        clean = references.take(chosen)
+        noise = torch.randn(clean.shape, generator=generator, device=references.device).to(clean)
+        cost = references.cost(clean + sigma / alpha * noise, self._width(alpha, sigma), self._max_bytes)
+
+        def size(exponents: torch.Tensor, rows: slice) -> torch.Tensor:
+            others = exponents[0].scatter(1, chosen[rows, None], -math.inf)
+            return torch.special.entr(others.softmax(1).nan_to_num(0.0)).sum(1).exp()
+
+        none = torch.zeros(1, PROBED, dtype=torch.float64, device=references.device)
+        return torch.cat(cost.each(size, none, self._log_weights[None])).median().item()
 
     def _penalty(self, particles: int) -> float:
         if self.rho is not None:
@@ -189,34 +226,12 @@ class SchrodingerBridgeSolver:
 
     def nearest_reference(self, samples: torch.Tensor) -> torch.Tensor:
         """Euclidean distance of each sample to its nearest reference, ``(n,)``."""
-        return torch.cdist(samples.flatten(1).to(self._flat), self._flat).amin(1)
-
-    def _project(self, particles, alpha, sigma, potential, state) -> BridgeCoupling:
-        """Posterior mean, and projection with the potentials of the references."""
-        logits = self._logits(particles.flatten(1).to(self._flat), alpha, sigma)
-        posterior = logits.softmax(1) @ self._centred + self._centre
-        if potential is None:
-            rows, data = logits.log_softmax(1), posterior
-        else:
-            rows = (logits + potential.to(logits) / (2 * self.epsilon * (sigma / alpha) ** 2)).log_softmax(1)
-            data = rows.exp() @ self._centred + self._centre
-        spread = torch.special.entr(rows.exp()).sum(1).exp()
-        shape, dtype = particles.shape, particles.dtype
-        return BridgeCoupling(data.view(shape).to(dtype), posterior.view(shape).to(dtype), spread, state)
-
-    def _logits(self, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
-        """``log b_j k(x_i, y_j)`` up to a constant a row, (n, m)."""
-        y, scale = self._centred, alpha / (self.epsilon * sigma**2)
-        return (x - alpha * self._centre) @ (scale * y).T - (0.5 * alpha * scale) * y.square().sum(1) + self._log_weights
-
-
-def _log_snr(alpha: float, sigma: float) -> float:
-    return math.log(alpha / sigma) if alpha > 0 else -math.inf
+        return self._set.nearest(samples.flatten(1).to(self._set.device, self._set.dtype))
 
 
 def _log_weights(weights: torch.Tensor | None, count: int) -> torch.Tensor:
     if weights is None:
-        return torch.full((count,), -math.log(count))
+        return torch.full((count,), -math.log(count), dtype=torch.float64)
     b = torch.as_tensor(weights).double()
     if b.shape != (count,):
         raise ValueError(f"reference weights have shape {tuple(b.shape)}, references are {count}")

@@ -5,7 +5,9 @@ import torch
 from ..kernels import KernelFunction, make_kernel_operator, register_kernel
 from ..transport import sinkhorn
 
-SQUARED_CAUCHY = KernelFunction("squared_cauchy", lambda squared, epsilon: -2 * torch.log1p(squared / epsilon**2))
+SQUARED_CAUCHY = KernelFunction(
+    "squared_cauchy", lambda squared, epsilon: -2 * torch.log1p(squared / epsilon**2), cost_unit=lambda epsilon: 1.0
+)
 
 
 def main() -> None:

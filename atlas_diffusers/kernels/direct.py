@@ -59,15 +59,18 @@ class DirectKernel(KernelOperator):
         scale_factors: Sequence[float] | None = None,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ):
-        check_points(x, y)
+        self.batch_shape = check_points(x, y)
         if max_bytes < 1:
             raise ValueError(f"max_bytes={max_bytes} must be at least 1")
-        super().__init__((x.shape[-2], y.shape[-2]), x.dtype, x.device)
-        self.batch_shape = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        self._scaled = ScaledKernel.named(kernel, epsilon, scale_factors)
+        super().__init__((x.shape[-2], y.shape[-2]), x.dtype, x.device, self._scaled.cost_unit, (x, y))
         self.x, self.y, self.kernel, self.epsilon = x, y, kernel, epsilon
         self.scale_factors, self.max_bytes = scale_factors, max_bytes
-        self._scaled = ScaledKernel.named(kernel, epsilon, scale_factors)
         self._kept: tuple[tuple, torch.Tensor] | None = None
+
+    @property
+    def has_squared_distances(self) -> bool:
+        return self._scaled.is_gaussian
 
     def matvec(self, v: torch.Tensor) -> torch.Tensor:
         return self._reduce(torch.matmul, v, False)

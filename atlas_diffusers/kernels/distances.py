@@ -7,36 +7,87 @@ _NEAR = 0.01  # below this fraction of |x|² + |y|² the product has lost two di
 _MANY = 1 / 8  # fraction of such pairs from which on the whole block is computed from differences
 
 
-def check_points(x: torch.Tensor, y: torch.Tensor) -> None:
+def check_points(x: torch.Tensor, y: torch.Tensor, read: bool = True) -> torch.Size:
     """
-    Check two clouds of points ``(..., n, d)`` and ``(..., m, d)``.
+    The common leading dimensions of two clouds of points ``(..., n, d)`` and ``(..., m, d)``.
+
+    Args:
+        x, y: the clouds.
+        read: look for values that are not finite.
 
     Raises:
         ValueError: for other shapes, different dtypes or devices, a dtype other than float32 and float64, NaN or infinity.
     """
+    for name, points in (("x", x), ("y", y)):
+        if not isinstance(points, torch.Tensor):
+            raise ValueError(f"points {name} must be a torch tensor or a numpy array, got {type(points).__name__}")
+    shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
     if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-1] or 0 in x.shape or 0 in y.shape:
-        raise ValueError(f"points must be (..., n, d) and (..., m, d), none empty; got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise ValueError(f"points must be (..., n, d) and (..., m, d), none empty; got {shapes}")
     if x.dtype != y.dtype or x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"points must both be float32 or both float64; got {x.dtype} and {y.dtype}")
     if x.device != y.device:
         raise ValueError(f"points must be on one device; got {x.device} and {y.device}")
-    for name, points in (("x", x), ("y", y)):
+    for name, points in (("x", x), ("y", y)) if read else ():
         if not bool(torch.stack(points.aminmax()).isfinite().all()):
             raise ValueError(f"points {name} must be finite; {int((~points.isfinite()).sum())} coordinates are NaN or infinite")
+    if x.ndim == y.ndim == 2:
+        return torch.Size()
+    try:
+        return torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    except RuntimeError:
+        raise ValueError(f"leading dimensions of the points must broadcast; got {shapes}") from None
 
 
-def _square_norm(points: torch.Tensor) -> torch.Tensor:
-    """``|x|²`` of each row, without an array of the squares."""
+def squared_norm(points: torch.Tensor) -> torch.Tensor:
+    """``|x_i|²``, ``(..., n)``, without a copy of the points ``(..., n, d)``."""
     return torch.linalg.vector_norm(points, dim=-1).square()
+
+
+class CentredClouds:
+    r"""
+    ``|x_i − y_j|² = A_i + B_j − 2 x'_i·y'_j`` with each cloud centred by itself, ``x' = x − x̄`` and ``y' = y − ȳ``:
+
+        A_i = |x'_i|² + 2 x'_i·s + |s|²,    B_j = |y'_j|² − 2 y'_j·s,    s = x̄ − ȳ
+
+    Args:
+        x: points, ``(..., n, d)``.
+        y: points, ``(..., m, d)``; leading dimensions broadcast.
+        a, b: weights of the means, ``(..., n)`` and ``(..., m)``; uniform by default.
+    """
+
+    def __init__(
+        self, x: torch.Tensor, y: torch.Tensor, a: torch.Tensor | None = None, b: torch.Tensor | None = None
+    ):
+        means = _mean(x, a), _mean(y, b)
+        self.x, self.y, self.shift = x - means[0], y - means[1], means[0] - means[1]
+        self.x_norm, self.y_norm, self.shift_norm = (squared_norm(z) for z in (self.x, self.y, self.shift))
+
+    @property
+    def row_term(self) -> torch.Tensor:
+        """``A``, ``(..., n)``."""
+        return torch.add(self.x_norm, (self.x @ self.shift.mT)[..., 0], alpha=2) + self.shift_norm
+
+    @property
+    def column_term(self) -> torch.Tensor:
+        """``B``, ``(..., m)``."""
+        return torch.sub(self.y_norm, (self.y @ self.shift.mT)[..., 0], alpha=2)
+
+
+def _mean(points: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """The mean of the points, ``(..., 1, d)``, without gradient: any centre gives the same distances."""
+    if weights is None:
+        return points.detach().mean(-2, keepdim=True)
+    shares = weights.detach() / weights.detach().sum(-1, keepdim=True)
+    return shares[..., None, :].to(points.dtype) @ points.detach()
 
 
 class PairDistances:
     """
     ``‖x_i − y_j‖²``, one block of rows at a time.
 
-    Up to 16 dimensions from the differences themselves. Above, as ``|x'|² + |y'|² − 2 x'·y'`` of the centred clouds, a
-    matrix product; pairs where that cancels (under 1% of ``|x'|² + |y'|²``) are computed again from their differences, and
-    with many of them the whole block is.
+    Up to 16 dimensions from the differences themselves. Above, from :class:`CentredClouds`, a matrix product; pairs where
+    that cancels (under 1% of the terms) are computed again from their differences, and with many of them the whole block is.
 
     Args:
         x: points, ``(..., n, d)``.
@@ -45,31 +96,29 @@ class PairDistances:
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor):
         self.x, self.y = x, y
-        self._by_differences = x.shape[-1] <= _DIRECT_DIM
-        if not self._by_differences:
-            centre = (x.mean(-2, keepdim=True) + y.mean(-2, keepdim=True)) / 2
-            self._centre = centre.detach()
-            self._centred_y = y - self._centre
-            self._norm_y = _square_norm(self._centred_y)
+        self._clouds = None if x.shape[-1] <= _DIRECT_DIM else CentredClouds(x, y)
+        if self._clouds is not None:
+            self._terms = self._clouds.row_term, self._clouds.column_term
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Squared distances of ``x[start:stop]`` to all of ``y``, ``(..., stop − start, m)``."""
-        x = self.x[..., start:stop, :]
-        if self._by_differences:
-            return self._from_differences(x)
-        centred = x - self._centre
-        norm = _square_norm(centred)
-        distances = (centred @ self._centred_y.mT).mul_(-2).add_(norm[..., :, None]).add_(self._norm_y[..., None, :])
-        near = distances < (2 * _NEAR) * norm.detach()[..., :, None]
+        if self._clouds is None:
+            return self._from_differences(start, stop)
+        clouds, (row_term, column_term) = self._clouds, self._terms
+        distances = (clouds.x[..., start:stop, :] @ clouds.y.mT).mul_(-2)
+        distances = distances.add_(row_term[..., start:stop, None]).add_(column_term[..., None, :])
+        size = clouds.x_norm[..., start:stop, None] + clouds.shift_norm[..., None]
+        near = distances < (2 * _NEAR) * size.detach()
         count = int(near.sum())
         if count > _MANY * near.numel():
-            return self._from_differences(x)
+            return self._from_differences(start, stop)
         if count:
             pairs = near.nonzero(as_tuple=True)
-            distances.index_put_(pairs, self._near_pairs(x, pairs, distances.shape))
+            distances.index_put_(pairs, self._near_pairs(self.x[..., start:stop, :], pairs, distances.shape))
         return distances
 
-    def _from_differences(self, x: torch.Tensor) -> torch.Tensor:
+    def _from_differences(self, start: int, stop: int) -> torch.Tensor:
+        x = self.x[..., start:stop, :]
         return torch.cdist(x, self.y, compute_mode="donot_use_mm_for_euclid_dist").square()
 
     def _near_pairs(self, x: torch.Tensor, near: tuple[torch.Tensor, ...], shape: torch.Size) -> torch.Tensor:

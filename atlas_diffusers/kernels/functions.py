@@ -19,12 +19,15 @@ class KernelFunction:
             ``z ~ N(0, I)``, whose cosine ``cos(w·(x − y))`` has mean k: the kernel is a mixture of gaussians,
             ``κ = E exp(−s² r² / 2ε²)``. ``None`` if unknown; random features then refuse the kernel.
         is_separable: the kernel is the product of its values along the axes.
+        cost_unit: ``ε -> c`` such that ``−c log κ`` is the cost that transport through this kernel should have. ``None`` if
+            not said; transport then takes ``−log κ`` and warns.
     """
 
     name: str
     log_kernel: Callable[[torch.Tensor, float], torch.Tensor]
     spectral_scale: Callable[[int, torch.Generator], torch.Tensor] | None = None
     is_separable: bool = False
+    cost_unit: Callable[[float], float] | None = None
 
 
 KERNELS: dict[str, KernelFunction] = {}
@@ -59,13 +62,20 @@ def _unit(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 GAUSSIAN = register_kernel(
-    KernelFunction("gaussian", lambda squared, epsilon: -_over_square(squared, 0.5, epsilon), _unit, is_separable=True)
+    KernelFunction(
+        "gaussian",
+        lambda squared, epsilon: -_over_square(squared, 0.5, epsilon),
+        _unit,
+        is_separable=True,
+        cost_unit=lambda epsilon: 2 * epsilon**2,
+    )
 )
 LAPLACIAN = register_kernel(
     KernelFunction(
         "laplacian",
         _laplacian,
         lambda count, generator: 1 / _unit(count, generator).normal_(generator=generator).abs(),
+        cost_unit=lambda epsilon: epsilon,
     )
 )
 CAUCHY = register_kernel(
@@ -73,6 +83,7 @@ CAUCHY = register_kernel(
         "cauchy",
         lambda squared, epsilon: -_over_square(squared, 1.0, epsilon).log1p(),
         lambda count, generator: (2 * _unit(count, generator).exponential_(generator=generator)).sqrt(),
+        cost_unit=lambda epsilon: 1.0,
     )
 )
 
@@ -114,6 +125,18 @@ class ScaledKernel:
         if not factors or not all(0 < factor < math.inf for factor in factors):
             raise ValueError(f"scale_factors={scale_factors} must be positive, finite numbers, at least one")
         return cls(KERNELS[kernel], tuple(float(epsilon) * factor for factor in factors))
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether this is the gaussian kernel at one bandwidth."""
+        return self.function is GAUSSIAN and len(self.bandwidths) == 1
+
+    @property
+    def cost_unit(self) -> float | None:
+        """c of the transport cost ``−c log k``: 1 for several bandwidths."""
+        if len(self.bandwidths) > 1:
+            return 1.0
+        return None if self.function.cost_unit is None else float(self.function.cost_unit(*self.bandwidths))
 
     def log(self, squared: torch.Tensor) -> torch.Tensor:
         """``log k`` of squared distances of any shape."""

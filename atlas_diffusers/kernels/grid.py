@@ -85,9 +85,10 @@ class GridKernel(KernelOperator):
         if len(self.spacing) != len(self.grid_shape) or not all(0 < step < math.inf for step in self.spacing):
             raise ValueError(f"spacing={spacing} must be positive, one number or one for each axis of shape {self.grid_shape}")
         size = math.prod(self.grid_shape)
-        super().__init__((size, size), dtype, torch.device(device))
-        self.kernel, self.epsilon, self.scale_factors = kernel, epsilon, scale_factors
         self._scaled = ScaledKernel.named(kernel, epsilon, scale_factors)
+        points = grid_points(self.grid_shape, self.spacing, device).to(dtype)
+        super().__init__((size, size), dtype, torch.device(device), self._scaled.cost_unit, (points, points))
+        self.kernel, self.epsilon, self.scale_factors = kernel, epsilon, scale_factors
         self.is_separable = self._scaled.function.is_separable
         if self.is_separable:
             self._log_factors = [self._axis_matrices(bandwidth) for bandwidth in self._scaled.bandwidths]
@@ -109,9 +110,8 @@ class GridKernel(KernelOperator):
         return cls(shape, spacing=spacing, dtype=x.dtype, device=x.device, **arguments)
 
     @property
-    def points(self) -> torch.Tensor:
-        """Coordinates of the grid, ``(n, dimensions)``, the first point at the origin."""
-        return grid_points(self.grid_shape, self.spacing, self.device).to(self.dtype)
+    def has_squared_distances(self) -> bool:
+        return self._scaled.is_gaussian
 
     def matvec(self, v: torch.Tensor) -> torch.Tensor:
         self._check(v, self.shape[1])

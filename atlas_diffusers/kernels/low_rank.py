@@ -33,10 +33,17 @@ class LowRankKernel(KernelOperator):
     Args:
         left: A, ``(n, r)``.
         right: B, ``(m, r)``.
+        cost_unit, points: as in :class:`KernelOperator`.
     """
 
-    def __init__(self, left: torch.Tensor, right: torch.Tensor):
-        super().__init__((len(left), len(right)), left.dtype, left.device)
+    def __init__(
+        self,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        cost_unit: float | None = None,
+        points: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
+        super().__init__((len(left), len(right)), left.dtype, left.device, cost_unit, points)
         self.left, self.right = left, right
 
     def matvec(self, v: torch.Tensor) -> torch.Tensor:

@@ -35,14 +35,29 @@ class KernelOperator(ABC):
         shape: ``(n, m)``.
         dtype: of the entries.
         device: where they live.
+        cost_unit: c of the cost ``C = −c log K`` that transport through this operator has; ``None`` if the operator has none
+            in mind. For a gaussian kernel of bandwidth h it is ``2 h²``, so that C is the squared distance.
+        points: x ``(n, d)`` and y ``(m, d)``, where the operator is between points.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
     reason: str = "asked for"
     """Why this operator was chosen."""
 
-    def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device):
-        self.shape, self.dtype, self.device = shape, dtype, device
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        cost_unit: float | None = None,
+        points: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ):
+        self.shape, self.dtype, self.device, self.cost_unit, self.points = shape, dtype, device, cost_unit, points
+
+    @property
+    def has_squared_distances(self) -> bool:
+        """Whether the cost ``−c log K`` is exactly the squared distance of ``points``."""
+        return False
 
     @classmethod
     def from_points(cls: type[Operator], x: torch.Tensor, y: torch.Tensor, **arguments: Any) -> Operator:
@@ -93,12 +108,17 @@ class TransposedKernel(KernelOperator):
     """``Kᵀ`` of another operator."""
 
     def __init__(self, operator: KernelOperator):
-        super().__init__((operator.shape[1], operator.shape[0]), operator.dtype, operator.device)
+        points = None if operator.points is None else operator.points[::-1]
+        super().__init__(operator.shape[::-1], operator.dtype, operator.device, operator.cost_unit, points)
         self._operator, self.reason = operator, operator.reason
 
     @property
     def is_positive(self) -> bool:
         return self._operator.is_positive
+
+    @property
+    def has_squared_distances(self) -> bool:
+        return self._operator.has_squared_distances
 
     def matvec(self, v: torch.Tensor) -> torch.Tensor:
         return self._operator.rmatvec(v)

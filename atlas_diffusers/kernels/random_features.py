@@ -116,7 +116,8 @@ class RandomFeatureKernel(LowRankKernel):
             parts.append(compute(*clouds, z, bandwidth, scales))
         left, right = (torch.cat(part, 1) for part in zip(*parts))
         self._logs = (left, right) if features == "positive" else None
-        super().__init__(*((left, right) if self._logs is None else (left.exp(), right.exp())))
+        factors = (left, right) if self._logs is None else (left.exp(), right.exp())
+        super().__init__(*factors, scaled.cost_unit, (x, y))
         self.x, self.y, self.kernel, self.epsilon, self.scale_factors = x, y, kernel, epsilon, scale_factors
 
     @staticmethod

@@ -2,6 +2,8 @@
 
 import torch
 
+from ..kernels import squared_distances
+
 
 def nearest_neighbours(queries: torch.Tensor, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -17,5 +19,5 @@ def nearest_neighbours(queries: torch.Tensor, references: torch.Tensor) -> tuple
     if queries.shape[1:] != references.shape[1:]:
         raise ValueError(f"queries are {tuple(queries.shape[1:])} each, references {tuple(references.shape[1:])}")
     q, r = queries.flatten(1).double(), references.flatten(1).double()
-    distances = torch.cdist(q, r, compute_mode="donot_use_mm_for_euclid_dist") / q.shape[1] ** 0.5
-    return distances.min(dim=1)
+    squared, indices = squared_distances(q, r).min(dim=1)
+    return (squared / q.shape[1]).sqrt(), indices

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
+from ..kernels.distances import PairDistances
+
 BLOCK_BYTES = 2**26
 
 
@@ -37,20 +39,12 @@ def row_blocks(n: int, m: int) -> Iterator[slice]:
 
 def squared_distance_blocks(x: torch.Tensor, y: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """
-    Row ranges and their ``‖x_i − y_j‖²``, (rows, m), as ``|x'|² + |y'|² − 2 x'·y'`` of centred points.
-
-    In float64 the error is about 1e-15 of ``|x'|² + |y'|²``, so that coinciding points are not exactly 0 apart; but if ``y``
-    is ``x`` itself, the diagonal is.
+    Row ranges and their ``‖x_i − y_j‖²``, (rows, m), exactly 0 where points coincide.
 
     Args:
         x: float64 points, ``(n, d)``.
         y: float64 points, ``(m, d)``.
     """
-    same, centre = x is y, (x.mean(0) + y.mean(0)) / 2
-    x, y = x - centre, y - centre
-    norm_x, norm_y = x.square().sum(1), y.square().sum(1)
+    distances = PairDistances(x, y)
     for rows in row_blocks(len(x), len(y)):
-        block = (x[rows] @ y.T).mul_(-2).add_(norm_x[rows, None]).add_(norm_y)
-        if same:
-            block.diagonal(rows.start).zero_()
-        yield rows, block.clamp_(min=0)
+        yield rows, distances.rows(rows.start, rows.stop)

@@ -8,7 +8,8 @@ import torch
 
 from .anderson import AndersonMixing
 from .penalties import Penalty
-from .stabilised import ScaledKernel
+from .potentials import Potentials
+from .stabilised import StabilisedKernel
 
 WORSE = 3.0
 NO_ERROR_YET, LARGEST_EXPONENT = 1e300, 230.0
@@ -45,7 +46,7 @@ class SinkhornMap:
 
     def __init__(
         self,
-        kernel: ScaledKernel,
+        kernel: StabilisedKernel,
         weights: torch.Tensor,
         row: Penalty | None = None,
         column: Penalty | None = None,
@@ -127,6 +128,10 @@ class Solution:
     psi: torch.Tensor
     error: torch.Tensor
     iterations: int = 0
+
+    def times(self, epsilon: torch.Tensor) -> Potentials:
+        """In the unit of the cost, for ε (batch, 1)."""
+        return Potentials(self.phi * epsilon, self.psi * epsilon, self.error, self.iterations)
 
     def store(self, members: torch.Tensor, evaluation: Evaluation) -> None:
         self.phi[members], self.psi[members], self.error[members] = evaluation.phi, evaluation.psi, evaluation.error

@@ -2,20 +2,20 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import torch
 
 from .anderson import AndersonMixing
 from .costs import Cost
 from .inputs import log_weights
+from .potentials import Potentials
 
 TOLERANCE, MAX_ITERATIONS = 1e-10, 1000
 TINY = 1e-300
 
 
-def attach(
-    cost: Cost, f: torch.Tensor, g: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rho: tuple[float, float]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attach(cost: Cost, solution: Potentials, a: torch.Tensor, b: torch.Tensor, rho: tuple[float, float]) -> Potentials:
     r"""
     The optimal potentials as functions of points, weights and ε: with ``f = T(f, θ)`` the map of one iteration,
 
@@ -26,14 +26,14 @@ def attach(
 
     Args:
         cost: built from tensors that may require gradients.
-        f, g: optimal potentials in units of the cost, (batch, n) and (batch, m).
+        solution: optimal potentials.
         a, b: weights.
         rho: penalties, infinite where a marginal is exact.
     """
     epsilon = cost.epsilon[:, None]
     damping = [1.0 if penalty == math.inf else 1 / (1 + epsilon / penalty) for penalty in rho]
     log_a, log_b = log_weights(a), log_weights(b)
-    phi = (f / epsilon).detach()
+    phi = (solution.f / epsilon).detach()
     full_psi = -cost.log_columns(phi + log_a)
     psi = damping[1] * full_psi
     full_phi = -cost.log_rows(psi + log_b)
@@ -61,7 +61,7 @@ def attach(
     if image.requires_grad:
         image.register_hook(solve)
     psi = -damping[1] * cost.log_columns(image + log_a)
-    return image * epsilon, psi * epsilon
+    return replace(solution, f=image * epsilon, g=psi * epsilon)
 
 
 class _Shares:

@@ -37,28 +37,15 @@ class Options:
         return self.check_every is not None
 
 
-def check_points(x: torch.Tensor, y: torch.Tensor) -> tuple[int, ...]:
-    """The common leading dimensions of two clouds (..., n, d) and (..., m, d); ``ValueError`` unless they are such clouds."""
-    shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
-    if x.ndim < 2 or y.ndim < 2 or x.shape[-1] != y.shape[-1] or 0 in x.shape or 0 in y.shape:
-        raise ValueError(f"points must be (..., n, d) and (..., m, d), none empty; got {shapes}")
-    if x.dtype != y.dtype or x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"points must both be float32 or both float64; got {x.dtype} and {y.dtype}")
-    if x.device != y.device:
-        raise ValueError(f"points must be on one device; got {x.device} and {y.device}")
-    try:
-        return tuple(torch.broadcast_shapes(x.shape[:-2], y.shape[:-2]))
-    except RuntimeError:
-        raise ValueError(f"leading dimensions of the points must broadcast; got {shapes}") from None
-
-
-def check_epsilon(epsilon: float | torch.Tensor, shape: tuple[int, ...]) -> list[float]:
+def check_epsilon(epsilon: float | torch.Tensor | None, shape: tuple[int, ...]) -> list[float]:
     """ε of every problem; ``ValueError`` unless positive and finite."""
     if isinstance(epsilon, torch.Tensor):
         try:
             values = epsilon.detach().double().expand(shape).flatten().tolist()
         except RuntimeError:
-            raise ValueError(f"epsilon must be a number or have shape {shape}, got {tuple(epsilon.shape)}") from None
+            raise ValueError(f"epsilon must be a number or have shape {tuple(shape)}, got {tuple(epsilon.shape)}") from None
+    elif epsilon is None:
+        raise ValueError("epsilon is missing: the width of the plan, in the unit of the cost")
     else:
         values = [float(epsilon)] * math.prod(shape)
     for value in values:

@@ -1,8 +1,19 @@
-"""Starts for the next of a series of transport problems."""
+"""Potentials of a transport problem, and starts for the next of a series."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class Potentials:
+    """f and g in the unit of the cost, (batch, n) and (batch, m), the row error of their plan, (batch,), and iterations."""
+
+    f: torch.Tensor
+    g: torch.Tensor
+    error: torch.Tensor
+    iterations: int
 
 
 def extrapolate_potentials(

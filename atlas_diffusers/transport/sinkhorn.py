@@ -1,4 +1,4 @@
-"""Entropic optimal transport by Sinkhorn's algorithm, accelerated: between point clouds, and through a kernel operator."""
+"""Entropic optimal transport by accelerated Sinkhorn iterations: between points, of a cost matrix, through an operator."""
 
 import math
 import warnings
@@ -7,25 +7,31 @@ from dataclasses import replace
 import torch
 
 from ..kernels import DirectKernel, KernelOperator
-from .costs import DEFAULT_MAX_BYTES, Cost, OperatorCost, PointCost
-from .fixed_point import FixedPoint, SinkhornMap, Solution
+from .arrays import in_kind
+from .costs import DEFAULT_MAX_BYTES, Cost
+from .fixed_point import FixedPoint, SinkhornMap
+from .geometry import Clouds, Geometry, Matrix
 from .implicit import attach
-from .inputs import Marginals, Options, check_epsilon, check_init, check_points, check_rho
+from .inputs import Marginals, Options, check_epsilon, check_init, check_rho
+from .operator_cost import OperatorCost
 from .penalties import penalties
-from .points import PointSolver
+from .potentials import Potentials
 from .sinkhorn_output import SinkhornOutput
+from .solver import Solver
 from .stabilised import OperatorKernel
 
 VISIBLE_ROUNDING = 1 / 16  # of the tolerance, from which on the error of the plan itself is measured
 
 
+@in_kind
 def entropic_transport(
-    x: torch.Tensor,
-    y: torch.Tensor,
-    epsilon: float | torch.Tensor,
+    x: torch.Tensor | None = None,
+    y: torch.Tensor | None = None,
+    epsilon: float | torch.Tensor | None = None,
     a: torch.Tensor | None = None,
     b: torch.Tensor | None = None,
     *,
+    cost: torch.Tensor | None = None,
     tolerance: float = 1e-4,
     max_iterations: int = 2000,
     init: tuple[torch.Tensor | None, torch.Tensor] | None = None,
@@ -35,17 +41,19 @@ def entropic_transport(
     max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> SinkhornOutput:
     r"""
-    Entropic optimal transport between point clouds with the cost ``C_ij = |x_i − y_j|²``:
+    Entropic optimal transport between point clouds with the cost ``C_ij = |x_i − y_j|²``, or with a matrix C of costs:
 
         P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε),    Σ_j P_ij = a_i,    Σ_i P_ij = b_j
 
     Cuturi 2013 (arXiv 1306.0895), in log-domain semantics at the speed of matrix products (Schmitzer 2019, arXiv 1610.06519),
-    with Anderson acceleration, a start between Gaussians and annealing of small ε.
+    with Anderson acceleration, a start between Gaussians and annealing of small ε. NumPy arrays in place of tensors are
+    answered with NumPy arrays.
 
     Args:
         x: (..., n, d), float32 or float64.
         y: (..., m, d); leading dimensions broadcast and are solved together.
         epsilon: ε, in the unit of the cost; a number, or a tensor over the leading dimensions.
+        cost: C, (..., n, m), in place of x and y.
         a: row weights (..., n), uniform by default; zeros are allowed.
         b: column weights (..., m), of the same total.
         tolerance: L1 error of the row marginal over the total mass; columns are exact. From 1e-5 on the kernel is float32
@@ -55,7 +63,7 @@ def entropic_transport(
         init: potentials ``(f, g)`` to start from, such as an output's; ``(None, g)`` takes f from g, for new points x.
         rho: ρ of penalties ``ρ KL(P1 | a)`` and ``ρ KL(Pᵀ1 | b)`` in place of the marginals, in the unit of the cost; of a
             pair, ``None`` keeps that marginal. Chizat et al. 2016 (arXiv 1607.05816).
-        differentiable: all outputs carry gradients to x, y, a, b and ε, by implicit differentiation.
+        differentiable: all outputs carry gradients to x, y, cost, a, b and ε, by implicit differentiation.
         check_every: iterations between reads of the error by the host. ``None`` runs exactly ``max_iterations`` without any
             read, and so without annealing, checks of values or a warning: for a GPU, and ε of at least 0.01 mean cost.
         max_bytes: largest kernel that is stored; blocks of a larger one are computed again for every product, and for
@@ -68,26 +76,36 @@ def entropic_transport(
         UserWarning: naming the error reached, if that is above the tolerance: too few iterations, or an ε so small that
             potentials in float64 do not resolve it, when the error is measured on the plan itself.
     """
-    options = Options(tolerance, max_iterations, check_every, max_bytes)
-    shape, rho = check_points(x, y), check_rho(rho)
-    epsilons, sizes = check_epsilon(epsilon, shape), (x.shape[-2], y.shape[-2])
-    flat = [z.expand(*shape, *z.shape[-2:]).reshape(-1, *z.shape[-2:]) for z in (x, y)]
-    marginals = Marginals.of(a, b, shape, sizes, x.device, rho == (math.inf, math.inf), options.reads)
-    start = check_init(init, shape, sizes, x.device, options.reads)
+    options, rho = Options(tolerance, max_iterations, check_every, max_bytes), check_rho(rho)
+    geometry = _geometry(x, y, cost)
+    shape, sizes, device = tuple(geometry.shape), geometry.sizes, geometry.device
+    epsilons = check_epsilon(epsilon, shape)
+    marginals = Marginals.of(a, b, shape, sizes, device, rho == (math.inf, math.inf), options.reads)
+    start = check_init(init, shape, sizes, device, options.reads)
     with torch.no_grad():
-        solver = PointSolver(*(z.detach() for z in flat), epsilons, marginals.detach(), rho, options)
-        solution, cost = solver.solve(start), solver.cost
-        if marginals.has_zeros:
-            cost = PointCost(*(z.detach().double() for z in flat), cost.epsilon, marginals.a, marginals.b, max_bytes)
-            _extend(solution, cost, marginals, rho)
-    if differentiable:
-        attached = torch.as_tensor(epsilon, dtype=torch.float64, device=x.device).expand(shape).reshape(-1)
+        solver = Solver(geometry.detach(), epsilons, marginals.detach(), rho, options)
+        solution, found = solver.solve(start), solver.cost
         weights = (marginals.a, marginals.b) if marginals.has_zeros else (None, None)
-        cost = PointCost(*(z.double() for z in flat), attached, *weights, max_bytes)
-        solution.phi, solution.psi = attach(cost, solution.phi, solution.psi, marginals.a, marginals.b, rho)
+        if marginals.has_zeros:
+            found = geometry.detach().cost(found.epsilon, max_bytes, True, weights)
+            solution = _extended(solution, found, marginals, rho)
+    if differentiable:
+        attached = torch.as_tensor(epsilon, dtype=torch.float64, device=device).expand(shape).reshape(-1)
+        found = geometry.cost(attached, max_bytes, True, weights)
+        solution = attach(found, solution, marginals.a, marginals.b, rho)
     else:
         marginals = marginals.detach()
-    return _output(solution, cost, marginals, shape, rho, options, solver.applications, y, y.dtype)
+    output = _output(solution, found, marginals, shape, rho, options, solver.applications, geometry.targets, geometry.dtype)
+    return _with_known_error(output) if options.reads else output
+
+
+def _geometry(x: torch.Tensor | None, y: torch.Tensor | None, cost: torch.Tensor | None) -> Geometry:
+    if cost is None and x is not None and y is not None:
+        return Clouds(x, y)
+    if cost is not None and x is None and y is None:
+        return Matrix(cost)
+    given = [name for name, value in (("x", x), ("y", y), ("cost", cost)) if value is not None]
+    raise ValueError(f"expected points x and y, or a matrix `cost`; got {given or 'neither'}")
 
 
 def sinkhorn(
@@ -107,8 +125,9 @@ def sinkhorn(
 
         P_ij = a_i b_j e^{f_i/ε} K_ij e^{g_j/ε}
 
-    ε is ``2 h²`` for a gaussian kernel of bandwidth h, so that C is the squared distance; h for a laplacian one, C then being
-    the distance; and 1 for any other operator. A gaussian :class:`DirectKernel` is solved by :func:`entropic_transport`.
+    ε is the operator's ``cost_unit``: ``2 h²`` for a gaussian kernel of bandwidth h, so that C is the squared distance; h for
+    a laplacian one, C then being the distance; and 1 for a cauchy one. An operator that has none is taken to have 1, with a
+    warning. A gaussian :class:`DirectKernel` is solved by :func:`entropic_transport`.
     Other operators are applied as they are, in float64 if they are grids, and by their logarithmic products, if they have
     them, once potentials leave the range of the dtype.
 
@@ -121,36 +140,33 @@ def sinkhorn(
         ValueError: also for an operator with negative entries.
     """
     limits = {"tolerance": tolerance, "max_iterations": max_iterations, "check_every": check_every}
-    epsilon = _cost_unit(operator)
-    if isinstance(operator, DirectKernel) and operator.kernel == "gaussian" and operator.scale_factors is None:
+    if isinstance(operator, DirectKernel) and operator.has_squared_distances:
         limits |= {"init": init, "rho": rho, "differentiable": differentiable, "max_bytes": operator.max_bytes}
-        return entropic_transport(operator.x, operator.y, epsilon, a, b, **limits)
+        return entropic_transport(operator.x, operator.y, operator.cost_unit, a, b, **limits)
     if differentiable:
         raise ValueError(f"differentiable=True needs a gaussian DirectKernel, not {type(operator).__name__}")
     if not operator.is_positive:
         raise ValueError(f"{type(operator).__name__} has negative entries, which Sinkhorn's algorithm cannot scale")
     options, rho = Options(**limits, max_bytes=DEFAULT_MAX_BYTES), check_rho(rho)
-    grid = getattr(operator, "points", None)
-    points = (grid, grid) if grid is not None and epsilon == 2 * operator.epsilon**2 else None
     balanced = rho == (math.inf, math.inf)
     with torch.no_grad():
         marginals = Marginals.of(a, b, (), operator.shape, operator.device, balanced, options.reads).detach()
-        cost = OperatorCost(operator, torch.tensor([epsilon], dtype=torch.float64, device=operator.device), points)
+        cost = OperatorCost(operator, torch.tensor([_cost_unit(operator)], dtype=torch.float64, device=operator.device))
         start = check_init(init, (), operator.shape, operator.device, options.reads)
         kernel, solution = _solve_operator(cost, marginals, start, rho, options)
         if marginals.has_zeros:
-            _extend(solution, cost, marginals, rho)
-    targets = getattr(operator, "y", grid)
-    return _output(solution, cost, marginals, (), rho, options, kernel.applications, targets, operator.dtype)
+            solution = _extended(solution, cost, marginals, rho)
+    targets = None if operator.points is None else operator.points[1]
+    output = _output(solution, cost, marginals, (), rho, options, kernel.applications, targets, operator.dtype)
+    return _with_known_error(output) if options.reads else output
 
 
 def _cost_unit(operator: KernelOperator) -> float:
-    """ε of ``C = −ε log K``."""
-    if getattr(operator, "scale_factors", None) is not None:
-        return 1.0
-    units = {"gaussian": lambda bandwidth: 2 * bandwidth**2, "laplacian": lambda bandwidth: bandwidth}
-    unit = units.get(getattr(operator, "kernel", None))
-    return float(unit(operator.epsilon)) if unit else 1.0
+    if operator.cost_unit is not None:
+        return operator.cost_unit
+    name = type(operator).__name__
+    warnings.warn(f"{name} says no cost_unit: the cost of transport is −log K, and ε is 1", stacklevel=3)
+    return 1.0
 
 
 def _solve_operator(
@@ -159,7 +175,7 @@ def _solve_operator(
     start: tuple[torch.Tensor | None, torch.Tensor] | None,
     rho: tuple[float, float],
     options: Options,
-) -> tuple[OperatorKernel, Solution]:
+) -> tuple[OperatorKernel, Potentials]:
     kernel = OperatorKernel(cost, marginals)
     phi, psi = torch.zeros_like(marginals.a), torch.zeros_like(marginals.b)
     none = torch.zeros_like(phi), torch.zeros_like(psi)
@@ -170,8 +186,7 @@ def _solve_operator(
             f, psi = None, _tamed(kernel, psi)
         phi = step.image(psi) if f is None else f
     solution = FixedPoint(step, options.tolerance, options.max_iterations, options.check_every).solve(phi, psi)
-    solution.phi, solution.psi = solution.phi * cost.epsilon[:, None], solution.psi * cost.epsilon[:, None]
-    return kernel, solution
+    return kernel, solution.times(cost.epsilon[:, None])
 
 
 def _tamed(kernel: OperatorKernel, psi: torch.Tensor) -> torch.Tensor:
@@ -186,17 +201,17 @@ def _tamed(kernel: OperatorKernel, psi: torch.Tensor) -> torch.Tensor:
     return psi - (psi.amax() + psi.amin()) / 2
 
 
-def _extend(solution: Solution, cost: Cost, marginals: Marginals, rho: tuple[float, float]) -> None:
-    """Potentials of points without weight, from those of the other side."""
+def _extended(solution: Potentials, cost: Cost, marginals: Marginals, rho: tuple[float, float]) -> Potentials:
+    """With the potentials of points without weight taken from those of the other side."""
     epsilon, (log_a, log_b), (no_a, no_b) = cost.epsilon[:, None], marginals.log(), marginals.negligible()
     row, column = (epsilon / (1 + epsilon / penalty) for penalty in rho)
-    f = -row * cost.log_rows(solution.psi / epsilon + log_b)
-    g = -column * cost.log_columns(solution.phi / epsilon + log_a)
-    solution.phi, solution.psi = torch.where(no_a, f, solution.phi), torch.where(no_b, g, solution.psi)
+    f = -row * cost.log_rows(solution.g / epsilon + log_b)
+    g = -column * cost.log_columns(solution.f / epsilon + log_a)
+    return replace(solution, f=torch.where(no_a, f, solution.f), g=torch.where(no_b, g, solution.g))
 
 
 def _output(
-    solution: Solution,
+    solution: Potentials,
     cost: Cost,
     marginals: Marginals,
     shape: tuple[int, ...],
@@ -206,9 +221,9 @@ def _output(
     targets: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> SinkhornOutput:
-    output = SinkhornOutput(
-        f=solution.phi.reshape(*shape, -1),
-        g=solution.psi.reshape(*shape, -1),
+    return SinkhornOutput(
+        f=solution.f.reshape(*shape, -1),
+        g=solution.g.reshape(*shape, -1),
         a=marginals.a.reshape(*shape, -1),
         b=marginals.b.reshape(*shape, -1),
         epsilon=cost.epsilon.reshape(shape),
@@ -221,7 +236,6 @@ def _output(
         targets=targets,
         dtype=dtype,
     )
-    return _with_known_error(output) if options.reads else output
 
 
 def _with_known_error(output: SinkhornOutput) -> SinkhornOutput:

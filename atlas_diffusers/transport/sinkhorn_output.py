@@ -6,8 +6,9 @@ from functools import cached_property
 
 import torch
 
-from .costs import Cost, PointCost
+from .costs import Cost
 from .inputs import log_weights
+from .split_costs import PointCost
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,15 +141,15 @@ class SinkhornOutput:
             points: x, (k, d), in or out of the sample; by default the sample itself.
 
         Raises:
-            ValueError: for a kernel operator without points (use ``project``), or new points and another cost than |x − y|².
+            ValueError: where there are no points (use ``project``), or for new points and another cost than |x − y|².
         """
         if self.targets is None:
-            raise ValueError("this kernel operator has no points; project(values) averages any values over the columns")
+            raise ValueError("this problem has no points; project(values) averages any values over the columns")
         if points is None:
             return self.project(self.targets)
         if not isinstance(self.geometry, PointCost):
             raise ValueError("new points can be mapped for the cost |x − y|² only, that is a gaussian DirectKernel")
-        dtype = self.geometry.x.dtype
+        dtype = self.geometry.dtype
         batch = self.b.shape[:-1]
         flat = [z.expand(*batch, *z.shape[-2:]).reshape(-1, *z.shape[-2:]).to(dtype) for z in (points, self.targets)]
         cost = PointCost(*flat, self.geometry.epsilon, max_bytes=self.geometry.max_bytes)

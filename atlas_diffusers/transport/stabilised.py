@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from .costs import OperatorCost, PointCost
 from .inputs import Marginals
+from .operator_cost import OperatorCost
+from .split_costs import SplitCost
 
 BLOCK_BYTES = 2**22  # of a kernel that is being built, so that it stays in cache
 HUGE_PAGE_BYTES = 2**25
@@ -29,7 +30,7 @@ def _stacked(rows: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(rows) if len(rows) > 1 else rows[0][None]
 
 
-class ScaledKernel(ABC):
+class StabilisedKernel(ABC):
     r"""
     A kernel ``K_ij = exp(φ⁰_i + ψ⁰_j − C_ij/ε)`` about reference potentials; the soft minima of any others are
 
@@ -130,26 +131,26 @@ class ScaledKernel(ABC):
         return -self._transposed_log_times(phi + self.log_a)
 
 
-class PointKernel(ScaledKernel):
+class SplitKernel(StabilisedKernel):
     """
-    The kernel of two point clouds in their inner potentials, ``K_ij = exp(φ⁰_i + ψ⁰_j + 2 x'_i·y'_j/ε)``.
+    The kernel of a cost in its inner potentials, ``K_ij = exp(φ⁰_i + ψ⁰_j + M_ij/ε)``.
 
     After ``absorb`` its maximum is 1 in every row and column. It is built in one buffer, in blocks of rows that fit the
     cache; over ``max_bytes`` it is not stored, and its blocks are built again for every product.
 
     Args:
-        cost: the clouds.
+        cost: gives M.
         epsilons: ε of each problem.
-        marginals, dtype: as in :class:`ScaledKernel`.
+        marginals, dtype: as in :class:`StabilisedKernel`.
         psi: column potentials to refer to at first, (batch, m).
-        reach: bound of ``|2 x'_i·y'_j/ε|``; well within the kernel's, the kernel is flat: it needs no reference, nor maxima.
-        product_dtype: of the inner products; float32 products in a float64 kernel save time in high dimension.
+        reach: bound of ``|M_ij/ε|``; well within the kernel's, the kernel is flat: it needs no reference, nor maxima.
+        product_dtype: of M; float32 products in a float64 kernel save time in high dimension.
         max_bytes: largest size of the buffer, of all problems together.
     """
 
     def __init__(
         self,
-        cost: PointCost,
+        cost: SplitCost,
         epsilons: list[float],
         marginals: Marginals,
         psi: torch.Tensor,
@@ -159,13 +160,13 @@ class PointKernel(ScaledKernel):
         max_bytes: int,
     ):
         super().__init__(marginals, dtype)
-        self._x, self._y, self._scales = cost.x.to(product_dtype), cost.y.to(product_dtype), [2 / e for e in epsilons]
+        self._products, self._scales = cost.products(product_dtype), [1 / e for e in epsilons]
         batch, n, m = cost.shape
         step = max(1, min(BLOCK_BYTES, max_bytes) // (m * dtype.itemsize))
         self._blocks = [slice(start, min(start + step, n)) for start in range(0, n, step)]
         self._buffer = self._tiles = None
         if batch * n * m * dtype.itemsize <= max_bytes:
-            self._buffer = empty_matrix(cost.shape, dtype, cost.x.device)
+            self._buffer = empty_matrix(cost.shape, dtype, psi.device)
             self._keep_views(self._buffer.unbind(0))
         self.is_flat = reach <= 0.75 * self.bound
         if not self.is_flat:
@@ -173,7 +174,7 @@ class PointKernel(ScaledKernel):
         elif self._tiles is not None:
             for member in range(batch):
                 for rows in self._blocks:
-                    self._inner_products(member, rows).exp_()
+                    self._ratios(member, rows).exp_()
 
     def absorb(self, psi: torch.Tensor, members: Iterable[int]) -> None:
         for member in members:
@@ -182,7 +183,7 @@ class PointKernel(ScaledKernel):
             offset = (offset - constant).to(self.dtype)
             tops, peaks = [], []
             for rows in self._blocks:
-                block = self._inner_products(member, rows).add_(offset)
+                block = self._ratios(member, rows).add_(offset)
                 tops.append(block.amax(1, keepdim=True))
                 peaks.append(block.sub_(tops[-1]).amax(0))
             peak = torch.stack(peaks).amax(0)
@@ -193,19 +194,19 @@ class PointKernel(ScaledKernel):
                     self._tiles[member][rows].sub_(peak).exp_()
         self._refer()
 
-    def _inner_products(self, member: int, rows: slice) -> torch.Tensor:
-        """``2 x'·y'/ε`` of some rows, in their place if the kernel is stored."""
-        x, y, scale = self._x[member, rows], self._y[member].mT, self._scales[member]
+    def _ratios(self, member: int, rows: slice) -> torch.Tensor:
+        """``M/ε`` of some rows, in their place if the kernel is stored."""
+        products, scale = self._products, self._scales[member]
         if self._tiles is None:
-            return torch.addmm(x[:1, :1], x, y, beta=0, alpha=scale).to(self.dtype)
+            return products(member, rows, scale).to(self.dtype)
         block = self._tiles[member][rows]
-        if x.dtype == self.dtype:
-            return torch.addmm(block, x, y, beta=0, alpha=scale, out=block)
-        return block.copy_(torch.addmm(x[:1, :1], x, y, beta=0, alpha=scale))
+        if products.dtype == self.dtype:
+            return products(member, rows, scale, out=block)
+        return block.copy_(products(member, rows, scale))
 
     def _block(self, member: int, rows: slice) -> torch.Tensor:
         """Rows of a kernel that is not stored."""
-        block = self._inner_products(member, rows)
+        block = self._ratios(member, rows)
         block.add_(self.psi[member].to(self.dtype)).add_(self.phi[member, rows, None].to(self.dtype))
         return block.exp_()
 
@@ -227,13 +228,13 @@ class PointKernel(ScaledKernel):
 
     def _log_times(self, psi: torch.Tensor) -> torch.Tensor:
         def row(member: int, rows: slice) -> torch.Tensor:
-            return (self._inner_products(member, rows).to(psi.dtype) + psi[member]).logsumexp(1)
+            return (self._ratios(member, rows).to(psi.dtype) + psi[member]).logsumexp(1)
 
         return torch.stack([torch.cat([row(member, rows) for rows in self._blocks]) for member in range(len(psi))])
 
     def _transposed_log_times(self, phi: torch.Tensor) -> torch.Tensor:
         def part(member: int, rows: slice) -> torch.Tensor:
-            return (self._inner_products(member, rows).to(phi.dtype) + phi[member, rows, None]).logsumexp(0)
+            return (self._ratios(member, rows).to(phi.dtype) + phi[member, rows, None]).logsumexp(0)
 
         return torch.stack(
             [torch.stack([part(member, rows) for rows in self._blocks]).logsumexp(0) for member in range(len(phi))]
@@ -241,7 +242,7 @@ class PointKernel(ScaledKernel):
 
     def select(self, members: torch.Tensor) -> None:
         super().select(members)
-        self._x, self._y = self._x[members], self._y[members]
+        self._products.select(members)
         self._scales = [self._scales[member] for member in members.tolist()]
         if self._tiles is not None and members.is_cuda:
             self._buffer = self._buffer[members]
@@ -253,7 +254,7 @@ class PointKernel(ScaledKernel):
         self._tiles, self._transposed_tiles = tiles, [tile.mT for tile in tiles]
 
 
-class OperatorKernel(ScaledKernel):
+class OperatorKernel(StabilisedKernel):
     """A kernel operator, by its products until a potential leaves the bound and by its logarithmic ones from then on."""
 
     def __init__(self, cost: OperatorCost, marginals: Marginals):

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .arrays import in_kind
 from .sinkhorn import entropic_transport
 
 MINIMUM_EFFECTIVE_SIZE = 50.0
@@ -17,6 +18,7 @@ class RichardsonMap(NamedTuple):
     effective_size: float
 
 
+@in_kind
 def debiased_map(
     x: torch.Tensor, y: torch.Tensor, epsilon: float | torch.Tensor, points: torch.Tensor | None = None, **options: Any
 ) -> torch.Tensor:
@@ -42,6 +44,7 @@ def debiased_map(
     return z + there - entropic_transport(x, x, epsilon, **to_itself).barycentric_map(points)
 
 
+@in_kind
 def richardson_map(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -78,6 +81,7 @@ def richardson_map(
     return RichardsonMap(2 * mapped - wide.barycentric_map(points), True, size)
 
 
+@in_kind
 def sinkhorn_divergence(
     x: torch.Tensor,
     y: torch.Tensor,

@@ -7,23 +7,17 @@ import torch
 from conftest import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import cloud, dense_plan
 
 from atlas_diffusers.bridges import BridgeState, SchrodingerBridgeSolver
 
 
-def cloud(n, d=3, seed=0):
-    return torch.randn(n, d, generator=seeded(seed), dtype=torch.float64)
-
-
 def dense(x, y, alpha, sigma, weights=None, iterations=20_000):
     """The coupling by plain log-domain Sinkhorn: plan, projection and posterior mean."""
-    log_b = torch.full((len(y),), -math.log(len(y)), dtype=x.dtype) if weights is None else weights.log()
-    log_k = -torch.cdist(x, alpha * y).square() / (2 * sigma**2) + log_b
-    v = torch.zeros(len(y), dtype=x.dtype)
-    for _ in range(iterations):
-        u = -math.log(len(x)) - torch.logsumexp(log_k + v, 1)
-        v = -torch.logsumexp(log_k - log_b + u[:, None], 0)
-    plan = (log_k + u[:, None] + v).exp()
+    a, b = torch.full((len(x),), 1 / len(x), dtype=x.dtype), torch.full((len(y),), 1 / len(y), dtype=x.dtype)
+    b = b if weights is None else weights
+    cost = torch.cdist(x, alpha * y).square() / (2 * sigma**2)
+    plan, log_k = dense_plan(cost, 1.0, a, b, iterations), b.log() - cost
     return plan, (plan / plan.sum(1, keepdim=True)) @ y, log_k.softmax(1) @ y
 
 

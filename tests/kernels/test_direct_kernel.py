@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from oracles import kernel_matrix, points, squared_distances
 
 from atlas_diffusers.kernels import DirectKernel
 from atlas_diffusers.training.memory import LiveBytes
@@ -9,19 +10,9 @@ from atlas_diffusers.training.memory import LiveBytes
 KERNELS = ("gaussian", "laplacian", "cauchy")
 
 
-def points(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
 def exact(x, y, kernel, epsilon, factors=(1.0,)):
     """Dense float64 kernel from differences."""
-    r = (x.double()[..., :, None, :] - y.double()[..., None, :, :]).norm(dim=-1)
-    values = {
-        "gaussian": lambda e: torch.exp(-(r**2) / (2 * e**2)),
-        "laplacian": lambda e: torch.exp(-r / e),
-        "cauchy": lambda e: 1 / (1 + (r / e) ** 2),
-    }[kernel]
-    return torch.stack([values(epsilon * factor) for factor in factors]).mean(0)
+    return kernel_matrix(squared_distances(x, y), kernel, epsilon, factors)
 
 
 @pytest.mark.parametrize("factors", [None, [0.5, 1.0, 2.0]])

@@ -4,16 +4,10 @@ import math
 
 import pytest
 import torch
+from oracles import points
+from oracles import squared_distances as oracle
 
 from atlas_diffusers.kernels import median_bandwidth, squared_distances
-
-
-def points(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def exact(x, y):
-    return (x.double()[..., :, None, :] - y.double()[..., None, :, :]).square().sum(-1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -31,7 +25,7 @@ def test_identical_points_have_distance_exactly_zero(dim, dtype):
 def test_float32_accuracy(dim, offset):
     """Relative error against float64 differences of the same float32 points, wherever the cloud is."""
     x, y = (points(60, dim, seed=seed, dtype=torch.float32) + offset for seed in (0, 1))
-    true = exact(x, y)
+    true = oracle(x, y)
     assert ((squared_distances(x, y) - true) / true).abs().max() < 2e-6
 
 
@@ -41,15 +35,15 @@ def test_tight_clusters_keep_their_inner_distances(dim, clusters):
     """Clusters a thousand radii apart: |x|² + |y|² − 2x·y would be noise within them. Two, and many."""
     centres = points(clusters, dim, seed=3)
     x, y = ((centres[torch.arange(50) % clusters] + 1e-3 * points(50, dim, seed=seed)).float() for seed in (0, 1))
-    true = exact(x, y)
+    true = oracle(x, y)
     assert ((squared_distances(x, y) - true) / true).abs().max() < 3e-5
 
 
 def test_clouds_far_apart_and_batches():
     x, y = points(2, 3, 5, 40), points(6, 40, seed=1) + 1e3
-    torch.testing.assert_close(squared_distances(x, y), exact(x, y), rtol=1e-12, atol=0)
+    torch.testing.assert_close(squared_distances(x, y), oracle(x, y), rtol=1e-12, atol=0)
     x = torch.cat([x, (x[:, :, :1] + 1e-6)], 2)
-    torch.testing.assert_close(squared_distances(x, x), exact(x, x), rtol=1e-12, atol=0)
+    torch.testing.assert_close(squared_distances(x, x), oracle(x, x), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("dim", [3, 20])

@@ -4,6 +4,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from oracles import points
 
 from atlas_diffusers.kernels import (
     KERNEL_OPERATORS,
@@ -15,11 +16,6 @@ from atlas_diffusers.kernels import (
     make_kernel_operator,
     register_kernel_operator,
 )
-
-
-def points(n, d, seed=0):
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 X, Y = points(24, 3), points(30, 3, seed=1)
 OPERATORS = {

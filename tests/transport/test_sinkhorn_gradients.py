@@ -3,15 +3,12 @@
 import pytest
 import torch
 from conftest import seeded
+from oracles import points
 
 from atlas_diffusers.training.memory import LiveBytes
 from atlas_diffusers.transport import entropic_transport, sinkhorn_divergence
 
 STEP = 1e-5
-
-
-def cloud(n, d=2, seed=0):
-    return torch.randn(n, d, generator=seeded(seed), dtype=torch.float64)
 
 
 def weights(n, seed):
@@ -20,8 +17,8 @@ def weights(n, seed):
 
 
 INPUTS = {
-    "x": cloud(7),
-    "y": cloud(6, seed=1) + 0.5,
+    "x": points(7, 2),
+    "y": points(6, 2, seed=1) + 0.5,
     "epsilon": torch.tensor(0.4, dtype=torch.float64),
     "a": weights(7, 2),
     "b": weights(6, 3),
@@ -30,7 +27,7 @@ LOSSES = {
     "potentials": lambda o: (o.f - o.f.mean()).square().sum() + (o.f[0] + o.g).cos().sum(),
     "plan": lambda o: o.plan.square().sum() * 50,
     "map": lambda o: (o.barycentric_map() * torch.linspace(-1, 1, 2, dtype=torch.float64)).square().sum(),
-    "new points": lambda o: o.barycentric_map(cloud(4, seed=9)).square().sum(),
+    "new points": lambda o: o.barycentric_map(points(4, 2, seed=9)).square().sum(),
     "cost": lambda o: o.cost.sum(),
     "transport cost": lambda o: o.transport_cost.sum(),
     "effective size": lambda o: o.effective_size.sum(),
@@ -56,7 +53,7 @@ def test_gradients(loss, rho):
 
 
 def test_gradients_of_a_batch_are_those_of_its_members():
-    x, y = torch.stack([cloud(5), cloud(5, seed=4)]).requires_grad_(), cloud(6, seed=1)
+    x, y = torch.stack([points(5, 2), points(5, 2, seed=4)]).requires_grad_(), points(6, 2, seed=1)
     epsilon = torch.tensor([0.3, 2.0], dtype=torch.float64)
     output = entropic_transport(x, y, epsilon, tolerance=1e-11, differentiable=True)
     (together,) = torch.autograd.grad(output.barycentric_map().square().sum(), x)
@@ -69,7 +66,7 @@ def test_gradients_of_a_batch_are_those_of_its_members():
 
 def test_the_cost_needs_no_linear_system():
     """∂OT/∂x_i = 2 Σ_j P_ij (x_i − y_j), and the potentials are not differentiated."""
-    x, y = cloud(7).requires_grad_(), cloud(6, seed=1)
+    x, y = points(7, 2).requires_grad_(), points(6, 2, seed=1)
     output = entropic_transport(x, y, 0.3, tolerance=1e-12, differentiable=True)
     (gradient,) = torch.autograd.grad(output.cost, x)
     plan = output.plan.detach()
@@ -77,7 +74,7 @@ def test_the_cost_needs_no_linear_system():
 
 
 def test_a_divergence_can_be_descended():
-    x, y = cloud(30).requires_grad_(), 0.5 * cloud(30, seed=1) + 2
+    x, y = points(30, 2).requires_grad_(), 0.5 * points(30, 2, seed=1) + 2
     values = []
     for _ in range(25):
         value = sinkhorn_divergence(x, y, 0.2, tolerance=1e-6, differentiable=True)
@@ -88,14 +85,14 @@ def test_a_divergence_can_be_descended():
 
 
 def test_without_asking_there_are_no_gradients():
-    output = entropic_transport(cloud(5).requires_grad_(), cloud(4, seed=1), 0.5)
+    output = entropic_transport(points(5, 2).requires_grad_(), points(4, 2, seed=1), 0.5)
     assert not output.plan.requires_grad and not output.cost.requires_grad
 
 
 @pytest.mark.parametrize("rho", [None, (0.7, None)])
 def test_gradients_stay_within_their_memory(rho):
     """A matrix of 8 MB: blocks are computed again, and the gradients are those of the matrix."""
-    x, y, gradients = cloud(1000, 5), cloud(1000, 5, seed=1), []
+    x, y, gradients = points(1000, 5), points(1000, 5, seed=1), []
     for max_bytes in (2**31, 2**21):
         point = x.clone().requires_grad_()
         with LiveBytes() as live:

@@ -3,13 +3,10 @@
 import pytest
 import torch
 from conftest import seeded
+from oracles import cloud
 
 from atlas_diffusers.kernels import DirectKernel, GridKernel, KernelOperator, NystromKernel, RandomFeatureKernel
 from atlas_diffusers.transport import entropic_transport, sinkhorn
-
-
-def cloud(n, d=3, seed=0):
-    return torch.randn(n, d, generator=seeded(seed), dtype=torch.float64)
 
 
 def blobs(size, seed):
@@ -118,10 +115,13 @@ def test_an_operator_without_logarithmic_products_says_when_its_kernel_is_too_na
             return self.matrix.T @ u
 
     distances = torch.cdist(cloud(20), cloud(20, seed=1) + 3).square()
-    broad = sinkhorn(Narrow((-distances / 2).exp()), tolerance=1e-9)
+    with pytest.warns(UserWarning, match="Narrow says no cost_unit"):
+        broad = sinkhorn(Narrow((-distances / 2).exp()), tolerance=1e-9)
     assert broad.converged and broad.epsilon.item() == 1
+    narrow = Narrow((-distances / 1e-3).exp())
+    narrow.cost_unit = 1e-3
     with pytest.raises(ValueError, match="products with Narrow are zero or negative"):
-        sinkhorn(Narrow((-distances / 1e-3).exp()))
+        sinkhorn(narrow)
 
 
 def test_warm_start_and_blind_mode():

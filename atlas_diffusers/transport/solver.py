@@ -1,0 +1,144 @@
+"""Entropic transport of points and cost matrices: the precision, start and annealing of the solver."""
+
+import math
+
+import torch
+
+from .fixed_point import FixedPoint, SinkhornMap
+from .geometry import Geometry
+from .inputs import Marginals, Options
+from .penalties import penalties
+from .potentials import Potentials
+from .split_costs import SplitCost
+from .stabilised import SplitKernel
+
+SINGLE_TOLERANCE = 1e-5  # from here on a float32 kernel is accurate enough,
+SINGLE_WEIGHT = 1e-12  # unless weights are smaller than this fraction of the largest
+UNIT_ROUNDOFF = 2.0**-24
+SWEPT_SIZE, MOST_SWEEPS = 2048, 8  # the smaller the kernel, the more plain iterations cost as much as one acceleration
+ANNEAL_BELOW, ANNEAL_FACTOR = 0.01, 4.0  # of the mean cost
+WARM_ITERATIONS = 30  # that a start may take where it could be replaced by annealing
+
+Init = tuple[torch.Tensor | None, torch.Tensor]
+
+
+class Solver:
+    """
+    Solves for potentials, in the precision that the tolerance needs.
+
+    Args:
+        geometry: between what, without gradients.
+        epsilon: of each problem.
+        marginals: weights.
+        rho: penalties of the two marginals, infinite where they are exact.
+        options: tolerance and limits.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        epsilon: list[float],
+        marginals: Marginals,
+        rho: tuple[float, float],
+        options: Options,
+    ):
+        self.geometry, self.epsilon, self.marginals, self.rho, self.options = geometry, epsilon, marginals, rho, options
+        if marginals.has_zeros:
+            self.geometry = geometry.without(marginals)
+        self.applications = 0
+        wide = options.tolerance < SINGLE_TOLERANCE or 0 < marginals.smallest < SINGLE_WEIGHT
+        self.dtype = self._product_dtype = torch.float64 if wide else torch.float32
+        self.cost = self._cost()
+        self._reaches, self._rungs = [math.inf] * len(epsilon), [0] * len(epsilon)
+        if options.reads:
+            self._survey()
+
+    def _cost(self) -> SplitCost:
+        epsilon = torch.tensor(self.epsilon, dtype=torch.float64, device=self.geometry.device)
+        double = self.dtype == torch.float64 or not self.options.reads
+        return self.geometry.cost(epsilon, self.options.max_bytes, double)
+
+    def _survey(self) -> None:
+        """Read the sizes of the exponents, once, and choose dtypes and the number of annealing steps by them."""
+        extents, tolerance = self.cost.survey(), self.options.tolerance
+        if self.dtype == torch.float32:
+            largest = max(extent.diameter / epsilon for extent, epsilon in zip(extents, self.epsilon))
+            if not UNIT_ROUNDOFF * largest <= tolerance / 4:
+                self.dtype = self._product_dtype = torch.float64
+                self.cost = self._cost()
+                extents = self.cost.survey()
+        self._reaches = [extent.reach / epsilon for extent, epsilon in zip(extents, self.epsilon)]
+        if not math.isfinite(max(self._reaches)):
+            raise ValueError(self.geometry.finite)
+        if UNIT_ROUNDOFF * max(self._reaches) <= tolerance / 2:
+            self._product_dtype = torch.float32
+        ratios = [ANNEAL_BELOW * extent.mean / epsilon for extent, epsilon in zip(extents, self.epsilon)]
+        self._rungs = [math.ceil(math.log(max(ratio, 1), ANNEAL_FACTOR)) for ratio in ratios]
+
+    def solve(self, init: Init | None) -> Potentials:
+        """Potentials started from ``init``, or from where the cost says."""
+        terms, limit, top = (self.cost.row_term, self.cost.column_term), self.options.max_iterations, max(self._rungs)
+        solution, iterations = None, 0
+        if init is not None:
+            solution = self._stage(0, self._in_range(init), min(limit, WARM_ITERATIONS) if top else limit, 1)
+            iterations = solution.iterations
+            if top and not bool((solution.error <= self.options.tolerance).all()):
+                solution = None
+        inner = None
+        for rung in range(top, -1, -1) if solution is None else ():
+            solution = self._stage(rung, inner, limit - iterations, self._sweeps)
+            inner, iterations = (solution.f, solution.g), iterations + solution.iterations
+        return Potentials(solution.f + terms[0], solution.g + terms[1], solution.error, iterations)
+
+    def _in_range(self, init: Init) -> Init:
+        """
+        Inner potentials of a start, brought into the range of a solution's: softened minima of ``C_ij − g_j`` differ by no
+        more than costs do, and larger ones would leave no digits for the plan. Where both marginals are exact, the constant
+        between the potentials goes as well.
+        """
+        bound, (f, g) = self.cost.diameters() / 2, init
+        middle = (g.amin(-1, keepdim=True) + g.amax(-1, keepdim=True)) / 2
+        g = (g - middle).clamp(-bound, bound)
+        if f is not None:
+            f_middle = (f.amin(-1, keepdim=True) + f.amax(-1, keepdim=True)) / 2
+            f = f_middle + middle + (f - f_middle).clamp(-bound, bound)
+        if self.rho != (math.inf, math.inf):
+            f, g = None if f is None else f - middle, g + middle
+        return None if f is None else f - self.cost.row_term, g - self.cost.column_term
+
+    @property
+    def _sweeps(self) -> int:
+        """Iterations at once: one from a good start, and where the host does not read that potentials have escaped."""
+        return min(max(SWEPT_SIZE // math.isqrt(math.prod(self.cost.shape)), 1), MOST_SWEEPS) if self.options.reads else 1
+
+    def _stage(self, rung: int, inner: Init | None, max_iterations: int, sweeps: int) -> Potentials:
+        """Inner potentials at ``4^rung ε``, or at a problem's own top rung where that is lower."""
+        tolerance = self.options.tolerance
+        if rung:
+            tolerance = min(max(3 * tolerance, 3e-4), 3e-3)
+        factors = [ANNEAL_FACTOR ** min(rung, top) for top in self._rungs]
+        epsilon = [value * factor for value, factor in zip(self.epsilon, factors)]
+        reach = max(reach / factor for reach, factor in zip(self._reaches, factors))
+        f, g = self._first(epsilon) if inner is None else inner
+        column = torch.tensor(epsilon, dtype=torch.float64, device=self.geometry.device)[:, None]
+        psi = g / column
+        precision = self.dtype, self._product_dtype, self.options.max_bytes
+        kernel = SplitKernel(self.cost, epsilon, self.marginals, psi, reach, *precision)
+        weights = self.marginals.a / self.marginals.a.sum(-1, keepdim=True)
+        terms = self.cost.row_term, self.cost.column_term
+        step = SinkhornMap(kernel, weights, *penalties(self.rho, column, terms), sweeps)
+        if inner is None and not kernel.is_flat:
+            phi = kernel.phi
+        else:
+            phi = step.image(psi) if f is None else f / column
+        solution = FixedPoint(step, tolerance, max(1, max_iterations), self.options.check_every).solve(phi, psi)
+        self.applications += kernel.applications
+        return solution.times(column)
+
+    def _first(self, epsilon: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the cost starts; if a marginal is relaxed, with whole potentials of one mean."""
+        f, g = self.cost.start(epsilon)
+        if self.rho == (math.inf, math.inf):
+            return f, g
+        gap = ((f + self.cost.row_term).mean(-1, keepdim=True) - (g + self.cost.column_term).mean(-1, keepdim=True)) / 2
+        return f - gap, g + gap
