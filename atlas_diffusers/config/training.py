@@ -114,6 +114,7 @@ class TrainingConfig(StrictModel):
     seed: int = 0
     dataset: DatasetConfig = DatasetConfig()
     init_from: str | None = Field(None, description="pipeline whose network, text encoder and tokenizer training starts from")
+    vae: str | None = Field(None, description="pipeline, or autoencoder, whose latents a new network learns")
     model: dict[str, Any] = Field(
         default_factory=dict, description="arguments of AtlasUNet2DModel, or of the network that `_class_name` among them names"
     )
@@ -232,6 +233,8 @@ class TrainingConfig(StrictModel):
     def _networks_fit(self):
         if self.init_from is not None and self.model:
             raise ValueError("give init_from or model, not both: init_from brings its own network")
+        if self.init_from is not None and self.vae is not None:
+            raise ValueError("give init_from or vae, not both: init_from brings its own autoencoder")
         if self.lora is not None and self.init_from is None:
             raise ValueError("lora needs init_from, the pipeline to adapt")
         if self.text_encoder is not None and self.dataset.caption_column is None:

@@ -14,6 +14,7 @@ SHAPES = (
     (256, 4, [1, 2, 3, 4]),
     (math.inf, 4, [1, 2, 3, 4, 4]),
 )
+PIXELS_OF_LATENT = 8
 # up to this many pictures: base channels
 WIDTHS = ((2_000, 48), (20_000, 64), (200_000, 96), (math.inf, 128))
 
@@ -46,8 +47,10 @@ def derive_model(config: TrainingConfig, pictures: PictureDataset | BridgePairs,
     deeper half of the levels, to captions too where there are some, and classes where there are labels.
     """
     d = config.dataset
-    patch, multipliers = next((patch, list(mult)) for side, patch, mult in SHAPES if d.resolution <= side)
-    while len(multipliers) > 1 and d.resolution % (patch * 2 ** (len(multipliers) - 1) * 2 ** (config.num_resolutions - 1)):
+    # of an autoencoder the recipe only says where it is; those of Stable Diffusion make latents of 8 pixels
+    seen = d.resolution if config.vae is None else d.resolution // PIXELS_OF_LATENT
+    patch, multipliers = next((patch, list(mult)) for side, patch, mult in SHAPES if seen <= side)
+    while len(multipliers) > 1 and seen % (patch * 2 ** (len(multipliers) - 1) * 2 ** (config.num_resolutions - 1)):
         multipliers.pop()
     count = math.inf if d.streaming else len(pictures)
     levels = list(range((len(multipliers) + 1) // 2, len(multipliers))) or [0]

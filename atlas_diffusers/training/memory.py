@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..config import TrainingConfig
 from .networks import new_network
-from .parts import Networks
+from .parts import Networks, pixels_of_latent
 
 FLOAT = 4
 
@@ -75,8 +75,7 @@ def memory_of(config: TrainingConfig, parts: Networks) -> TrainingMemory:
         text_encoder = None if parts.text_encoder is None else type(parts.text_encoder)(parts.text_encoder.config)
         if text_encoder is not None:
             text_encoder.requires_grad_(config.trains_text_encoder)
-        factor = 1 if parts.vae is None else 2 ** (len(parts.vae.config.block_out_channels) - 1)
-        return _step_memory(config, unet, text_encoder, factor)
+        return _step_memory(config, unet, text_encoder, pixels_of_latent(parts.vae))
 
 
 def _step_memory(config: TrainingConfig, unet: torch.nn.Module, text_encoder=None, factor: int = 1) -> TrainingMemory:

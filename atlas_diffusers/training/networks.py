@@ -10,7 +10,7 @@ from ..models import AtlasTransformer2DModel, AtlasUNet2DModel
 from ..pipelines.prompts import reads_text
 from .lora import add_adapters
 from .objectives import OBJECTIVES
-from .parts import Networks, build_part
+from .parts import Networks, build_part, load_autoencoder, pixels_of_latent
 
 NETWORKS = {network.__name__: network for network in (AtlasUNet2DModel, AtlasTransformer2DModel)}
 
@@ -59,8 +59,7 @@ def _freeze(networks: Networks, config: TrainingConfig) -> None:
 
 def side_multiple(networks: Networks, config: TrainingConfig) -> int:
     """What must divide the sides of pictures, at the largest of the resolutions."""
-    factor = 1 if networks.vae is None else 2 ** (len(networks.vae.config.block_out_channels) - 1)
-    return factor * getattr(networks.unet, "size_multiple", 1) * 2 ** (config.num_resolutions - 1)
+    return pixels_of_latent(networks.vae) * getattr(networks.unet, "size_multiple", 1) * 2 ** (config.num_resolutions - 1)
 
 
 def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
@@ -69,6 +68,9 @@ def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
         raise ValueError(f"dataset.resolution={d.resolution} must be a multiple of {multiple} for this network")
     if networks.vae is None and d.channels != unet.in_channels:
         raise ValueError(f"dataset.channels={d.channels}, but the network has in_channels={unet.in_channels}")
+    if networks.vae is not None and networks.vae.config.latent_channels != unet.in_channels:
+        latents = networks.vae.config.latent_channels
+        raise ValueError(f"the autoencoder has {latents} channels, but the network has in_channels={unet.in_channels}")
     if (d.label_column is None) != (unet.get("num_class_embeds") is None):
         raise ValueError(
             f"dataset.label_column={d.label_column!r} and num_class_embeds={unet.get('num_class_embeds')}: give both or neither"
@@ -91,15 +93,23 @@ def _new_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     if (t := config.text_encoder) is not None:
         tokenizer = build_tokenizer(captions, t.vocab_size, t.max_length)
         text_encoder = build_text_encoder(tokenizer, t.hidden_size, t.num_layers, t.num_heads)
-    return Networks(new_network(config), text_encoder, tokenizer, None, None)
+    vae = None if config.vae is None else load_autoencoder(config.vae)
+    return Networks(new_network(config, vae), text_encoder, tokenizer, vae, None)
 
 
-def new_network(config: TrainingConfig) -> AtlasUNet2DModel | AtlasTransformer2DModel:
-    """The network that a recipe describes; sizes that it does not give are those of the data and of the text encoder."""
+def new_network(
+    config: TrainingConfig, vae: torch.nn.Module | None = None
+) -> AtlasUNet2DModel | AtlasTransformer2DModel:
+    """
+    The network that a recipe describes; sizes that it does not give are those of the data, or of an autoencoder's latents, and
+    of the text encoder.
+    """
     d, name = config.dataset, config.model.get("_class_name", "AtlasUNet2DModel")
     if name not in NETWORKS:
         raise ValueError(f"model._class_name={name!r} is unknown; allowed are {sorted(NETWORKS)}")
-    arguments = {"sample_size": d.resolution, "in_channels": d.channels, "out_channels": d.channels, **config.model}
+    channels = d.channels if vae is None else vae.config.latent_channels
+    size = {"sample_size": d.resolution // pixels_of_latent(vae), "in_channels": channels, "out_channels": channels}
+    arguments = {**size, **config.model}
     arguments.pop("_class_name", None)
     if config.text_encoder is not None:
         arguments.setdefault("cross_attention_dim", config.text_encoder.hidden_size)

@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 
 import diffusers
 import torch
@@ -22,6 +23,17 @@ class Networks:
     tokenizer: object | None
     vae: torch.nn.Module | None
     scheduler: object
+
+
+def load_autoencoder(source: str) -> diffusers.AutoencoderKL:
+    """That of a pipeline, by folder or hub id, or one that lies in a folder by itself; ``OSError`` if there is none."""
+    alone = (Path(source) / "config.json").is_file()
+    return diffusers.AutoencoderKL.from_pretrained(source, subfolder=None if alone else "vae", torch_dtype=torch.float32)
+
+
+def pixels_of_latent(vae: torch.nn.Module | None) -> int:
+    """Along a side; 1 without an autoencoder."""
+    return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def build_part(cls: type, arguments: dict, section: str):

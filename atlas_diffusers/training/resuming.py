@@ -2,6 +2,11 @@
 
 from typing import Any
 
+from ..config import TrainingConfig
+from .data import Annotated, PictureDataset
+from .fingerprints import data_fingerprint, fingerprint, tokenizer_fingerprint
+from .parts import Networks
+
 # what decides nothing that is learned; whether a folder is another one, the fingerprint of the data tells
 FREE = {
     "output_dir", "log_interval", "checkpoint_interval", "checkpoints_total_limit", "resume", "sample_interval",
@@ -19,6 +24,15 @@ CONTENTS = {
     "tokenizer": "another vocabulary",
     "frozen": "other weights where nothing trains",
 }
+
+
+def origin_of(config: TrainingConfig, parts: Networks, pictures: PictureDataset | Annotated, processes: int) -> dict[str, Any]:
+    """What tells a run from another: the recipe, the processes, and what it reads that the recipe only names."""
+    networks = tuple(network for network in (parts.unet, parts.text_encoder, parts.vae) if network is not None)
+    contents = {"data": data_fingerprint(pictures), "frozen": fingerprint(networks=networks, frozen_only=True)}
+    if parts.tokenizer is not None:
+        contents["tokenizer"] = tokenizer_fingerprint(parts.tokenizer)
+    return origin(config.model_dump(mode="json"), processes, contents)
 
 
 def origin(recipe: dict[str, Any], processes: int, contents: dict[str, str]) -> dict[str, Any]:

@@ -1,16 +1,13 @@
 """One training run: networks, noise, optimiser and the loop, on top of Accelerate."""
 
 import math
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
@@ -22,26 +19,24 @@ from .caching import CachedPictures, CaptionCache
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
 from .deriving import complete_recipe
 from .evaluation import Evaluator, write_evaluation
-from .fingerprints import data_fingerprint, fingerprint, tokenizer_fingerprint
 from .locking import RunLock
 from .networks import build_networks, side_multiple
 from .objectives import OBJECTIVES
 from .order import SEED_STRIDE, StepSampler, StreamSampler
 from .outputs import build_evaluator, build_pipeline, load_pictures, save_grid, save_result
+from .processes import join_processes
 from .recorder import Recorder
-from .resuming import compare_origins, origin
+from .resuming import compare_origins, origin_of
 from .snapshot import Snapshot
 from .stopping import StopRequest, TrainingStopped, leave_signals_alone
 from .summary import summarise
 
 logger = logging.get_logger(__name__)
 
-SPLIT = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-
 
 class Trainer:
     """
-    Trains an ``AtlasUNet2DModel`` (and a text encoder, if the recipe has one), or adapters, by one of two objectives.
+    Trains a network (and a text encoder, if the recipe has one), or adapters, by one of ``OBJECTIVES``.
 
     Every random number is a function of the seed and of a picture's place in the run: processes share them as one process would
     have them, and a resumed run repeats exactly what an uninterrupted one does.
@@ -54,23 +49,7 @@ class Trainer:
     def __init__(self, config: TrainingConfig, cpu: bool = False):
         self.micro_batch = config.micro_batch_size or config.batch_size
         self.accumulation = config.batch_size // self.micro_batch
-        self.accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision=config.mixed_precision,
-            log_with=config.trackers or None,
-            project_dir=config.output_dir,
-            dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
-            # the others wait while the main process fills a cache or evaluates
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
-        )
-        if (kind := self.accelerator.distributed_type) in SPLIT:
-            raise ValueError(f"{kind}: weights split over processes are not supported; every process must hold the network")
-        if missing := set(config.trackers) - {"all"} - {str(tracker) for tracker in self.accelerator.log_with}:
-            raise ValueError(f"trackers={sorted(missing)}: their packages are not installed")
-        if (started := int(os.environ.get("WORLD_SIZE", 1))) != self.accelerator.num_processes:
-            raise ValueError(
-                f"{started} processes were started that do not know of each other; without GPUs set ACCELERATE_USE_CPU=true"
-            )
+        self.accelerator = join_processes(config, cpu)
         self.folder = Path(config.output_dir)
         self.lock = RunLock(self.folder)
         self.lock.check()
@@ -88,7 +67,7 @@ class Trainer:
         self.networks = {name: module for name, module in modules.items() if module is not None}
         self._build_optimizer()
         self.objective = OBJECTIVES[config.objective](config, self.accelerator, self.parts, self.wrapped, self._caches())
-        self.origin = self._origin()
+        self.origin = origin_of(config, self.parts, self.pictures, self.accelerator.num_processes)
         self.step, self.skipped, self.streams = 0, 0, None
         if (checkpoint := latest_checkpoint(self.folder)) is not None:
             if not config.resume:
@@ -128,15 +107,6 @@ class Trainer:
         if self.parts.vae is not None:
             self.parts.vae.to(device)
         self.trained, self.snapshot = list(trained), Snapshot(named, self.ema, self.optimizer, self.lr_scheduler)
-
-    def _origin(self) -> dict:
-        """What tells this run from another: the recipe, the processes, and what it reads that the recipe only names."""
-        parts = self.parts
-        every = tuple(network for network in (parts.unet, parts.text_encoder, parts.vae) if network is not None)
-        contents = {"data": data_fingerprint(self.pictures), "frozen": fingerprint(networks=every, frozen_only=True)}
-        if parts.tokenizer is not None:
-            contents["tokenizer"] = tokenizer_fingerprint(parts.tokenizer)
-        return origin(self.config.model_dump(mode="json"), self.accelerator.num_processes, contents)
 
     def _caches(self) -> CaptionCache | None:
         """Replace pictures by cached latents, and return cached captions, where the recipe says so."""

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
+from conftest import seeded
 from PIL import Image
+from stock_pipelines import build_stock_pipeline, silence
 from test_trainer import ROOT, build, recipe
 
 from atlas_diffusers import AtlasPipeline, AtlasUNet2DModel
@@ -171,3 +173,34 @@ def test_curves_are_never_empty_and_the_bar_shows_the_first_loss(tmp_path, monke
     assert [row["step"] for row in rows] == [3] and list(shown[0]) == ["loss"] and float(shown[0]["loss"]) > 0
     assert len(written) == 1 and re.fullmatch(r"about \d+ seconds to go", written[0])
     assert [recorder._duration(t) for t in (89, 600, 7200)] == ["89 seconds", "10 minutes", "2.0 hours"]
+
+
+def test_a_new_network_learns_the_latents_of_an_autoencoder(mine):
+    with silence():
+        vae = build_stock_pipeline("text2img").vae
+    vae.save_pretrained("pipeline/vae")
+    vae.save_pretrained("alone")
+    channels, factor = vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
+    dataset = {**FOLDER, "resolution": 16 * factor}
+    data = {**recipe(mine / "out"), "vae": "alone", "max_steps": 1, "dataset": dataset, "batch_size": 2}
+    run = Trainer(validate(TrainingConfig, data))
+    c = run.parts.unet.config
+    assert (c.in_channels, c.out_channels, c.sample_size) == (channels, channels, 16)
+    assert {f"unet.{name}" for name, _ in run.parts.unet.named_parameters()} <= set(run.snapshot.parameters)
+    assert not any(name.startswith("vae") for name in run.snapshot.parameters)
+    loss = run.check()
+    with torch.random.fork_rng():
+        pipeline = AtlasPipeline.from_pretrained(run.train())
+    pipeline.set_progress_bar_config(disable=True)
+    found = pipeline("shade number 1", num_inference_steps=1, output_type="np", generator=seeded()).images
+    assert found.shape == (1, 16 * factor, 16 * factor, 3) and 0.1 < loss < 10
+    for name, p in pipeline.vae.named_parameters():
+        assert torch.equal(p, vae.state_dict()[name])
+    changed = {**data, "vae": "pipeline", "output_dir": "other"}
+    assert Trainer(validate(TrainingConfig, changed)).parts.vae.config.latent_channels == channels
+    with pytest.raises(ValueError, match=f"the autoencoder has {channels} channels, but the network has in_channels=3"):
+        Trainer(validate(TrainingConfig, {**changed, "model": {**data["model"], "in_channels": 3}}))
+    with pytest.raises(ValueError, match="give init_from or vae, not both"):
+        validate(TrainingConfig, {**data, "init_from": "atlas-emoji", "model": {}})
+    with pytest.raises(OSError):
+        Trainer(validate(TrainingConfig, {**changed, "vae": "mine"}))

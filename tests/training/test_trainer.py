@@ -21,7 +21,7 @@ from conftest import seeded
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline, AtlasUNet2DModel
 from atlas_diffusers.config import TrainingConfig, validate
-from atlas_diffusers.training import Trainer, latest_checkpoint, load_checkpoint, objectives, outputs, parts, trainer
+from atlas_diffusers.training import Trainer, latest_checkpoint, load_checkpoint, objectives, outputs, parts, processes, trainer
 from atlas_diffusers.training.checkpoints import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -517,7 +517,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
 
 
 def test_weights_split_over_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "SPLIT", (trainer.DistributedType.NO,))
+    monkeypatch.setattr(processes, "SPLIT", (processes.DistributedType.NO,))
     with pytest.raises(ValueError, match="every process must hold the network"):
         build(tmp_path)
 
