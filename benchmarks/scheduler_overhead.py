@@ -4,7 +4,7 @@ Time of our schedulers against Diffusers' for the same algorithm: ``python bench
 A step is what a pipeline does for one network call, ``scale_model_input`` and ``step``, with Stable Diffusion's noise process.
 The network's output is a fixed tensor, so only the scheduler is timed; the noise that DDPM and Euler ancestral draw is part of
 it, for both. Trajectories of the two alternate in one process, in swapped order every repeat; the ratio is the median of the
-repeats' ratios.
+repeats' ratios. Flow pipelines call ``step`` alone; their rows compare with Diffusers' flow schedulers at shift 3.
 
 Whether glibc gives freed memory back to the system between steps, which can cost more than a step, is chance. To keep it:
 ``MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_MMAP_THRESHOLD_=1000000000 python benchmarks/scheduler_overhead.py``.
@@ -33,12 +33,22 @@ ALGORITHMS = {
     "Heun": ("AtlasHeunScheduler", "HeunDiscreteScheduler", {"timestep_spacing": "leading"}),
     "Multistep": ("AtlasMultistepScheduler", "DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}),
 }
+FLOW = {
+    "DDIM, flow": ("AtlasDDIMScheduler", "FlowMatchEulerDiscreteScheduler"),
+    "Euler, flow": ("AtlasEulerScheduler", "FlowMatchEulerDiscreteScheduler"),
+    "Heun, flow": ("AtlasHeunScheduler", "FlowMatchHeunDiscreteScheduler"),
+    "Multistep, flow": ("AtlasMultistepScheduler", "FlowMatchEulerDiscreteScheduler"),
+}
 SHAPES = ((1, 4, 64, 64), (8, 4, 128, 128))
 STEPS = 50
 
 
 def build(algorithm: str) -> tuple:
     """Our scheduler and Diffusers', configured alike."""
+    if algorithm in FLOW:
+        ours, theirs = FLOW[algorithm]
+        stock = getattr(diffusers, theirs)(shift=3.0)
+        return getattr(atlas_diffusers, ours).from_config(stock.config), stock
     ours, theirs, options = ALGORITHMS[algorithm]
     options = {**STABLE_DIFFUSION, **options}
     if algorithm == "DDPM":
@@ -54,13 +64,14 @@ def time_set_timesteps(scheduler, before: int) -> float:
     return perf_counter() - start
 
 
-def time_step(scheduler, noise: torch.Tensor, output: torch.Tensor) -> float:
-    """Mean seconds a step of one trajectory, ``set_timesteps`` not included."""
+def time_step(scheduler, noise: torch.Tensor, output: torch.Tensor, scaled: bool) -> float:
+    """Mean seconds a step of one trajectory, ``set_timesteps`` not included; the network's input is ``scaled`` first."""
     scheduler.set_timesteps(STEPS)
-    x = noise * scheduler.init_noise_sigma
+    x = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     start = perf_counter()
     for t in scheduler.timesteps:
-        scheduler.scale_model_input(x, t)
+        if scaled:
+            scheduler.scale_model_input(x, t)
         x = scheduler.step(output, t, x, return_dict=False)[0]
     return (perf_counter() - start) / len(scheduler.timesteps)
 
@@ -89,17 +100,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     print("| algorithm | call | ours, µs | Diffusers, µs | ratio |\n|---|---|---:|---:|---:|")
-    for algorithm in ALGORITHMS:
+    for algorithm in (*ALGORITHMS, *FLOW):
         pair = build(algorithm)
         rows = {
             f"set_timesteps({STEPS})": lambda which, pair=pair: time_set_timesteps(pair[which], STEPS - 1),
             "the same again": lambda which, pair=pair: time_set_timesteps(pair[which], STEPS),
         }
         for shape in SHAPES:
-            noise, output = torch.randn(2, *shape)
-            rows["step " + "x".join(map(str, shape))] = lambda which, pair=pair, noise=noise, output=output: time_step(
-                pair[which], noise, output
-            )
+            args = (*torch.randn(2, *shape), algorithm not in FLOW)
+            rows["step " + "x".join(map(str, shape))] = lambda which, pair=pair, args=args: time_step(pair[which], *args)
         for call, measure in rows.items():
             ours, theirs, ratio = compare(measure, args.repeats)
             print(f"| {algorithm} | {call} | {ours * 1e6:.1f} | {theirs * 1e6:.1f} | {ratio:.2f} |", flush=True)

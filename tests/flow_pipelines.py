@@ -266,7 +266,9 @@ def run_flow(kind: str, pipeline, times: int = 1) -> Run:
 
     scheduler.step = watched
     latents = {"output": "latents"} if isinstance(pipeline, diffusers.ModularPipeline) else {"output_type": "latent"}
-    pipeline(**KINDS[kind].inputs(), num_inference_steps=times * KINDS[kind].steps, generator=seeded(3), **latents)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)  # few pipelines hand their generator on to the scheduler
+        pipeline(**KINDS[kind].inputs(), num_inference_steps=times * KINDS[kind].steps, generator=seeded(3), **latents)
     del scheduler.step
     s = steps[0][0] / scheduler.config.num_train_timesteps
     return Run(steps[0][1], steps[-1][2], 1 - s if scheduler.config.get("invert_sigmas") else s, len(steps))

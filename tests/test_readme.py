@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import FluxPipeline, StableDiffusionPipeline, WanPipeline
+from flow_pipelines import KINDS, build_flow_pipeline
 from stock_pipelines import build_stock_pipeline
 
 from atlas_diffusers.cli import build_parser
@@ -31,18 +32,41 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     assert scope["pipeline"].scheduler.config.use_karras_sigmas
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
-def test_python_blocks_of_the_pages_run(page, tmp_path, monkeypatch):
-    """In order, with what the blocks before them made; a pipeline of the hub is a tiny one of the same class."""
-    monkeypatch.chdir(tmp_path)
+def tiny_stable_diffusion(folder):
+    """``from_pretrained`` of a tiny pipeline."""
     from_pretrained = StableDiffusionPipeline.from_pretrained
 
     def tiny(name, **options):
         assert name == "stable-diffusion-v1-5/stable-diffusion-v1-5"
-        build_stock_pipeline("text2img").save_pretrained(tmp_path / "stock")
-        return from_pretrained(tmp_path / "stock", **options)
+        build_stock_pipeline("text2img").save_pretrained(folder)
+        return from_pretrained(folder, **options)
 
-    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", tiny)
+    return tiny
+
+
+def tiny_flow(kind: str):
+    """``from_pretrained`` of a tiny pipeline, which takes a prompt for its embeddings and ends with latents."""
+
+    def tiny(name, **options):
+        pipeline = build_flow_pipeline(kind)
+
+        class Prompted(type(pipeline)):
+            def __call__(self, prompt, **options):
+                return super().__call__(**KINDS[kind].inputs(), **options, output_type="latent")
+
+        pipeline.__class__ = Prompted
+        return pipeline
+
+    return tiny
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_python_blocks_of_the_pages_run(page, tmp_path, monkeypatch):
+    """In order, with what the blocks before them made; a pipeline of the hub is a tiny one of the same class."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", tiny_stable_diffusion(tmp_path / "stock"))
+    monkeypatch.setattr(FluxPipeline, "from_pretrained", tiny_flow("Flux"))
+    monkeypatch.setattr(WanPipeline, "from_pretrained", tiny_flow("Wan 2.1"))
     scope: dict = {}
     with torch.random.fork_rng():
         for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):

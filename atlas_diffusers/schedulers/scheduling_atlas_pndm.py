@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from ..schedules import NoiseLevel, combine
+from ..schedules import NoiseLevel, combine, data_coefficients, noise_coefficients
 from ..schedules.time_grid import TimeGrid
 from .network_step import network_step
 from .options import SchedulerOptions, Unpack, takes_options
@@ -236,8 +236,9 @@ class AtlasPNDMScheduler(BaseScheduler):
         return start, source, target, prediction
 
     def _start(self, x: torch.Tensor, source: NoiseLevel, called: NoiseLevel) -> torch.Tensor:
-        """The start of the present step, moved by what a callback changed since."""
-        history = self._history
-        change = x - history.predicted
-        history.start = torch.add(history.start, change, alpha=source.alpha / called.alpha)
+        """The start of the present step, moved so that its transfer with the same prediction ends where a callback put it."""
+        history, kind = self._history, self._averaged
+        data, noise = data_coefficients(kind, *source)[0], noise_coefficients(kind, *source)[0]
+        change = (x - history.predicted) / (called.alpha * data + called.sigma * noise)
+        history.start = history.start + change
         return history.start

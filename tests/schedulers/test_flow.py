@@ -80,6 +80,21 @@ def test_first_order_is_the_stock_euler(cls, request_, shift, grid):
     torch.testing.assert_close(sample(ours, noise()), sample(stock, noise()), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [{}, {"skip_prk_steps": False}], ids=str)
+@pytest.mark.parametrize("cls", [AtlasHeunScheduler, AtlasPNDMScheduler])
+def test_a_callback_may_change_the_sample_between_the_calls_of_a_step(cls, config):
+    """From pure noise on; with a network that knows the velocity, the end moves by all changes."""
+    if config and cls is AtlasHeunScheduler:
+        pytest.skip("an option of PNDM")
+    scheduler = cls(use_flow_sigmas=True, **config)
+    scheduler.set_timesteps(8)
+    x, velocity = noise().double(), noise(1).double()
+    end = x - velocity + 0.1 * (len(scheduler.timesteps) - 1)
+    for i, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(velocity, t, x + 0.1 if i else x).prev_sample
+    torch.testing.assert_close(x, end, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_heun_is_the_stock_heun(shift):
     stock = diffusers.FlowMatchHeunDiscreteScheduler(shift=shift)
