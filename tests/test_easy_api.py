@@ -216,6 +216,29 @@ def test_checkpoints_that_do_not_fit_are_named(tmp_path):
         load_any(str(tmp_path / "damaged.safetensors"))
 
 
+@pytest.mark.parametrize("content", [b"", b"PK", b"no weights"], ids=repr)
+def test_a_file_that_is_no_checkpoint(tmp_path, content):
+    (tmp_path / "damaged.pt").write_bytes(content)
+    with pytest.raises(OSError, match="damaged.pt"):
+        load_any(str(tmp_path / "damaged.pt"))
+
+
+@pytest.mark.parametrize("config", ["user/repository", 3, ["a"]], ids=repr)
+def test_a_configuration_that_is_none(tmp_path, monkeypatch, config):
+    """A text would be looked for on the hub."""
+    monkeypatch.setattr("socket.socket.connect", lambda *address: pytest.fail(f"connects to {address}"))
+    torch.save({"config": config, "model": build_tiny_unet().state_dict()}, tmp_path / "old.pt")
+    with pytest.raises(OSError, match="old.pt: config=.*; expected the network's configuration"):
+        load_any(str(tmp_path / "old.pt"))
+    save_file(build_tiny_unet().state_dict(), tmp_path / "network.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OSError, match=r"config.json holds \w+; expected an object"):
+        load_any(str(tmp_path / "network.safetensors"))
+    (tmp_path / "config.json").write_text(json.dumps({**TINY_UNET, "num_heads": "two"}))
+    with pytest.raises(OSError, match="config.json: num_heads='two'; expected int"):
+        load_any(str(tmp_path / "network.safetensors"))
+
+
 # ---------------------------------------------------------------------- profiles
 
 

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from .output import check_output, no_loading_bars, usable_device
-from .schedulers import scheduler_class
+from .output import check_output, no_loading_bars, text, usable_device
+from .schedulers import scheduler_class, swapped
 
 EXAMPLES = """examples:
   atlas-diffusers generate "red heart" -o heart.png
@@ -21,13 +21,13 @@ def add_generate_command(commands) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    generate.add_argument("prompts", nargs="+", metavar="PROMPT")
+    generate.add_argument("prompts", nargs="+", type=text, metavar="PROMPT")
     generate.add_argument("-o", "--output", type=Path, default=Path("atlas.png"), help="picture file (default: %(default)s)")
     generate.add_argument("-m", "--model", default="atlas-emoji", help="embedded name, folder or hub id (default: %(default)s)")
     generate.add_argument("-n", "--count", type=int, default=1, help="pictures a prompt (default: %(default)s)")
     generate.add_argument("--steps", type=int, help="sampling steps (default: the pipeline's)")
     generate.add_argument("--guidance", type=float, help="guidance scale, 1 is off (default: the pipeline's)")
-    generate.add_argument("--negative", help="negative prompt")
+    generate.add_argument("--negative", type=text, help="negative prompt")
     generate.add_argument("--seed", type=int, default=0, help="picture i of the run uses seed + i (default: %(default)s)")
     generate.add_argument("--scheduler", help="ddim, ddpm or a class name (default: the pipeline's)")
     generate.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
@@ -49,7 +49,7 @@ def run_generate(args: argparse.Namespace) -> None:
     with no_loading_bars():
         pipeline = AtlasPipeline.from_pretrained(args.model).to(usable_device(args.device))
     if scheduler is not None:
-        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler = swapped(pipeline, scheduler)
     prompts = [prompt for prompt in args.prompts for _ in range(args.count)]
     images = pipeline(
         prompts,

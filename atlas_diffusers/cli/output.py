@@ -1,5 +1,7 @@
-"""What commands share: output files and progress bars."""
+"""What commands share: output files, devices, texts and progress bars."""
 
+import argparse
+import io
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,8 +10,10 @@ def check_output(path: Path) -> None:
     """Raise before any work is done if ``path`` cannot become a picture file."""
     from PIL import Image
 
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise ValueError(f"output {path}: expected a picture file name such as {path.stem or 'picture'}.png")
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), Image.registered_extensions()[path.suffix.lower()])
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(f"output {path}: expected a picture file name such as {path.stem or 'picture'}.png") from error
     if not path.parent.is_dir():
         raise OSError(f"output {path}: folder {path.parent} does not exist")
 
@@ -23,6 +27,15 @@ def usable_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return name
+
+
+def text(argument: str) -> str:
+    """An argument that is read by a network, not by the file system: bytes that are not UTF-8 say nothing."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"{argument!r} is not UTF-8") from error
+    return argument
 
 
 @contextmanager

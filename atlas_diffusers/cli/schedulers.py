@@ -2,8 +2,13 @@
 
 import argparse
 import inspect
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+    from ..pipelines import AtlasPipeline
 
 CONFIG = "scheduler_config.json"
 EXAMPLES = """a NAME is
@@ -59,24 +64,48 @@ def load_scheduler(name: str):
     Raises:
         ValueError: for an unknown class, a folder without a scheduler, or a beta schedule that the class does not have.
     """
+    from ..pipelines.loading import check_values, named_damage, read_json_object
     from ..pretrained import pretrained_path
 
     for folder in (Path(name), Path(name, "scheduler"), (pretrained_path(name) or Path(name)) / "scheduler"):
         if (folder / CONFIG).is_file():
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            return scheduler_class(config.get("_class_name", "")).from_config(config)
+            config = read_json_object(folder / CONFIG)
+            cls = scheduler_class(str(config.get("_class_name")))
+            check_values(config, cls, folder / CONFIG)
+            with named_damage(f"{folder / CONFIG} cannot be read"):
+                return cls.from_config(config)
     if Path(name).is_dir():
         raise ValueError(f"folder {name} has neither {CONFIG} nor scheduler/{CONFIG}")
     class_name, _, beta_schedule = name.partition(":")
     cls = scheduler_class(class_name)
     if not beta_schedule:
-        return cls()
+        with named_damage(f"{class_name} is no scheduler of a noise process"):
+            return cls()
     if "beta_schedule" not in inspect.signature(cls).parameters:
         raise ValueError(f"{name}: {cls.__name__} has no beta schedule to choose")
     try:
         return cls(beta_schedule=beta_schedule)
     except NotImplementedError as error:  # Diffusers' word for an unknown schedule
         raise ValueError(f"{name}: {error}") from error
+
+
+def swapped(pipeline: "AtlasPipeline", cls: "type[SchedulerMixin]") -> "SchedulerMixin":
+    """
+    A scheduler of another class for a pipeline, with the pipeline's noise process.
+
+    Raises:
+        OSError: for a class that takes no step of such a process: of other data, other arguments, or other noise.
+    """
+    import torch
+
+    from ..pipelines.loading import named_damage
+
+    x = torch.zeros(1, pipeline.unet.config.in_channels, 8, 8)
+    with named_damage(f"scheduler {cls.__name__} cannot sample with this pipeline"), torch.random.fork_rng():
+        trial = cls.from_config(pipeline.scheduler.config)
+        trial.set_timesteps(10)
+        trial.step(trial.scale_model_input(x, trial.timesteps[0]) * trial.order, trial.timesteps[0], x)
+        return cls.from_config(pipeline.scheduler.config)
 
 
 def run_list(args: argparse.Namespace) -> None:

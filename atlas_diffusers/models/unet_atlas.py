@@ -1,5 +1,7 @@
 """The score network: a conditional 2-D UNet made of Diffusers' blocks."""
 
+import inspect
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -114,6 +116,10 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
 
     def _check_config(self) -> None:
         c = self.config
+        counts = [name for name, parameter in inspect.signature(type(self)).parameters.items()
+                  if parameter.annotation in (int, int | None)]  # fmt: skip
+        if bad := {name: c[name] for name in counts if c[name] is not None and c[name] < 1}:
+            raise ValueError(f"{', '.join(f'{name}={value}' for name, value in bad.items())}; expected at least 1")
         levels = range(len(c.channel_mult))
         widths = [c.base_channels * m for m in c.channel_mult]
         for name in ("attention_levels", "cross_attention_levels"):

@@ -1,5 +1,6 @@
 """Many pictures on one sheet."""
 
+import bisect
 import math
 
 import torch
@@ -52,6 +53,5 @@ def labelled_grid(
 def _fit(text: str, width: int, font) -> str:
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+    fitting = bisect.bisect(range(1, len(text)), width, key=lambda length: font.getlength(text[:length] + "…"))
+    return text[:fitting] + "…"

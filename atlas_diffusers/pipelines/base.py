@@ -14,7 +14,6 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..conditioning import token_lists, tokenize
@@ -23,7 +22,7 @@ from ..models import AtlasUNet2DModel
 from ..models.lora_scale import LoraScale
 from .call_state import PerThread, state_of
 from .latents import decode_latents, encode_latents
-from .loading import resolve_pipeline
+from .loading import named_damage, resolve_pipeline
 from .prompts import reads_text
 from .references import FILE, References, read_references
 
@@ -85,14 +84,11 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         Load a pipeline folder, a hub id, or an embedded pipeline by name (``"atlas-emoji"``).
 
         Raises:
-            OSError: for an unknown name, a missing component or damaged weights.
+            OSError: for an unknown name, a missing component, malformed values or damaged weights.
         """
-        path = resolve_pipeline(str(pretrained_model_name_or_path))
-        try:
-            with torch.random.fork_rng():
-                pipeline = super().from_pretrained(path, **kwargs)
-        except SafetensorError as error:
-            raise OSError(f"{path}: weights are damaged: {error}") from error
+        path = resolve_pipeline(str(pretrained_model_name_or_path), cls)
+        with named_damage(f"{path} cannot be loaded"), torch.random.fork_rng():
+            pipeline = super().from_pretrained(path, **kwargs)
         if (Path(path) / FILE).is_file():
             pipeline.references = References.load(Path(path) / FILE)
         return pipeline

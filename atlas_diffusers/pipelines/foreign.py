@@ -1,14 +1,13 @@
 """A pipeline from a single file of weights."""
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..models import AtlasUNet2DModel
 from ..schedulers import AtlasDDIMScheduler
+from .loading import check_values, named_damage, read_json_object
 from .pipeline_atlas import AtlasPipeline
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -35,7 +34,8 @@ def load_any(checkpoint: str, **options) -> AtlasPipeline:
     if not path.is_file():
         raise OSError(f"{path}: there is no such file")
     state, config = _read(path)
-    config = config or _config_beside(path)
+    source, config = (path, config) if config is not None else _config_beside(path)
+    check_values(config, AtlasUNet2DModel, source)
     state = {_plain(name): value for name, value in state.items()}
     with torch.device("meta"):
         unet = AtlasUNet2DModel.from_config(config)
@@ -52,28 +52,29 @@ def load_any(checkpoint: str, **options) -> AtlasPipeline:
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict | None]:
     """Weights, averaged ones first, and the configuration if it is in the file."""
-    if path.suffix == ".safetensors":
-        try:
+    with named_damage(f"{path}: weights are damaged"):
+        if path.suffix == ".safetensors":
             return load_file(path), None
-        except SafetensorError as error:
-            raise OSError(f"{path}: weights are damaged: {error}") from error
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except torch.serialization.pickle.UnpicklingError as error:
-        raise OSError(
-            f"{path} holds pickled objects, which could run code when read: refused. Save its state_dict as safetensors"
-        ) from error
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+        except torch.serialization.pickle.UnpicklingError as error:
+            raise OSError(
+                f"{path} holds pickled objects, which could run code when read: refused. Save its state_dict as safetensors"
+            ) from error
     if not isinstance(data, dict):
         raise OSError(f"{path} holds {type(data).__name__}; expected a state dict")
     state = next((data[name] for name in WEIGHTS if isinstance(data.get(name), dict)), data)
     tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
-    return tensors, data.get("config")
+    config = data.get("config")
+    if not (config is None or isinstance(config, dict)):
+        raise OSError(f"{path}: config={config!r:.100}; expected the network's configuration, names and values")
+    return tensors, config
 
 
-def _config_beside(path: Path) -> dict:
+def _config_beside(path: Path) -> tuple[Path, dict]:
     for file in (path.with_suffix(".json"), path.with_name("config.json")):
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8"))
+            return file, read_json_object(file)
     raise OSError(f"{path}: the network's configuration is missing; expected {path.with_suffix('.json').name} or config.json")
 
 

@@ -1,17 +1,38 @@
 """Checks of a pipeline folder before Diffusers reads it, so that a mistake is named in one line."""
 
+import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 
 from ..pretrained import embedded_pipelines, pretrained_path
 
+CONFIG_FILES = ("config.json", "scheduler_config.json")
+# what Diffusers, transformers and our constructors raise for values of the right type that make no sense
+MALFORMED = (
+    SafetensorError, StrictDataclassError, EOFError, AttributeError, LookupError, TypeError, ArithmeticError, RuntimeError,
+    AssertionError,
+)  # fmt: skip
 
-def resolve_pipeline(name: str) -> str:
+
+def resolve_pipeline(name: str, cls: type) -> str:
     """
     A folder or hub id from what a user typed: an embedded pipeline's name, a folder, or ``user/repository``.
 
+    Args:
+        name: which.
+        cls: class of the pipeline, whose constructor says what the folder's index may hold.
+
     Raises:
-        OSError: if it is none of these, the folder is no pipeline, or one of its components is missing.
+        OSError: if it is none of these, the folder is no pipeline, or one of its components is missing or malformed.
     """
     if embedded := pretrained_path(name):
         return str(embedded)
@@ -24,20 +45,86 @@ def resolve_pipeline(name: str) -> str:
             f"no pipeline {name!r}: expected a folder with model_index.json, a hub id user/repository, "
             f"or one of the embedded pipelines {embedded_pipelines()}"
         )
-    check_folder(folder)
+    check_folder(folder, cls)
     return str(folder)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ``OSError`` if the folder has no readable ``model_index.json`` or lacks a component that it lists."""
+def check_folder(folder: Path, cls: type) -> None:
+    """Raise ``OSError`` if the folder's ``model_index.json`` cannot be read, or what it lists is missing or malformed."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise OSError(f"{folder} is not a pipeline folder: it has no model_index.json")
+    listed = read_json_object(index)
+    if not isinstance(listed.get("_class_name"), str | list):
+        raise OSError(f"{index}: _class_name={listed.get('_class_name')!r}; expected the name of a pipeline's class")
+    parameters = inspect.signature(cls).parameters
+    options = {name for name, parameter in parameters.items() if parameter.annotation in (int, float)}
+    check_values({name: value for name, value in listed.items() if name in options}, cls, index)
+    for name, value in listed.items():
+        is_component = name in parameters or isinstance(value, list)  # other pipelines list options of their own
+        if is_component and name not in options and not name.startswith("_"):
+            _check_component(folder, name, value)
+
+
+def _check_component(folder: Path, component: str, value: Any) -> None:
+    index = folder / "model_index.json"
+    if not isinstance(value, list) or len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
+        raise OSError(f"{index}: {component}={value!r}; expected a library and the name of a class")
+    library, name = value
+    if name is None:
+        return
+    if not (folder / component).is_dir():
+        raise OSError(f"{folder}: component {component!r} is missing; model_index.json expects {name} in {component}/")
+    for file in (folder / component / name for name in CONFIG_FILES):
+        if file.is_file():
+            config = read_json_object(file)
+            if library == "atlas_diffusers":
+                check_values(config, _own_class(name, index), file)
+
+
+def _own_class(name: str, file: Path) -> type:
+    import atlas_diffusers
+
+    found = getattr(atlas_diffusers, name, None)
+    if not inspect.isclass(found):
+        raise OSError(f"{file}: atlas_diffusers has no class {name!r}")
+    return found
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; ``OSError`` names a file that holds none."""
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise OSError(f"{index} is damaged: {error}") from error
-    for component, value in listed.items():
-        is_component = isinstance(value, list) and len(value) == 2 and value[0] is not None
-        if is_component and not (folder / component).is_dir():
-            raise OSError(f"{folder}: component {component!r} is missing; model_index.json expects {value[1]} in {component}/")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"{file} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise OSError(f"{file} holds {type(content).__name__}; expected an object of names and values")
+    return content
+
+
+def check_values(config: dict[str, Any], cls: type, source: Path) -> None:
+    """Raise ``OSError`` for a value in a configuration that is not of its constructor argument's annotated type."""
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name not in config or parameter.annotation is parameter.empty or config[name] is None is parameter.default:
+            continue
+        try:
+            _adapter(parameter.annotation).validate_json(json.dumps(config[name]), strict=True)
+        except ValidationError as error:
+            expected = getattr(parameter.annotation, "__name__", parameter.annotation)
+            raise OSError(f"{source}: {name}={config[name]!r}; expected {expected}") from error
+
+
+@cache
+def _adapter(annotation: Any) -> TypeAdapter:
+    return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+
+
+@contextmanager
+def named_damage(mistake: str) -> Iterator[None]:
+    """Turns whatever a reader stumbles over inside into an ``OSError`` that says what is mistaken, as in "X is damaged"."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except MALFORMED as error:
+        raise OSError(f"{mistake}: {str(error) or type(error).__name__}") from error

@@ -77,8 +77,9 @@ class Prompts:
             raise ValueError("give prompt or prompt_embeds, not both")
         if self.negative_prompt is not None and negative_states is not None:
             raise ValueError("give negative_prompt or negative_prompt_embeds, not both")
-        if pipeline.has_text and states is None and pipeline.text_encoder is None:
-            raise ValueError("this pipeline has no text_encoder; give prompt_embeds")
+        for part in ("text_encoder", "tokenizer"):
+            if pipeline.has_text and states is None and getattr(pipeline, part) is None:
+                raise ValueError(f"this pipeline has no {part}; give prompt_embeds")
         count = Prompts(self.prompt, prompt_embeds=states).count
         if isinstance(self.negative_prompt, list) and len(self.negative_prompt) not in (1, count):
             raise ValueError(f"{len(self.negative_prompt)} negative prompts for {count} prompts; expected 1 or {count}")

@@ -16,6 +16,7 @@ from ..config import BridgeConfig
 from ..config.reading import validate
 from ..denoising import ReferenceCoupling, SchedulerProcess, bridge_timesteps, gate_timestep
 from .latents import encode_latents
+from .loading import named_damage
 from .prompts import Prompts
 
 if TYPE_CHECKING:
@@ -49,13 +50,17 @@ class References:
     @classmethod
     def load(cls, file: str | Path) -> "References":
         """Read a file written by :meth:`save`, or any safetensors file with a tensor ``references``."""
-        with safe_open(file, framework="pt") as stored:
+        with named_damage(f"{file} is damaged"), safe_open(file, framework="pt") as stored:
             names = list(stored.keys())
             if "references" not in names:
                 raise ValueError(f"{file} has tensors {names}; expected `references` and optionally `weights`")
             weights = stored.get_tensor("weights") if "weights" in names else None
             captions = json.loads((stored.metadata() or {}).get("captions", "null"))
-            return cls(stored.get_tensor("references"), weights, captions)
+            values = stored.get_tensor("references")
+        is_text = isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
+        if captions is not None and not (is_text and len(captions) == len(values)):
+            raise ValueError(f"{file} has captions {captions!r:.100}; expected {len(values)} texts")
+        return cls(values, weights, captions)
 
 
 def read_references(pipeline: "AtlasPipelineBase", given: Any, weights: Any, height: int, width: int) -> References:

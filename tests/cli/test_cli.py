@@ -1,6 +1,7 @@
 import shutil
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 from conftest import build_tiny_pipeline, seeded
@@ -36,6 +37,27 @@ def test_several_pictures_are_laid_out_in_the_order_of_the_prompts(folder, tmp_p
         np.testing.assert_array_equal(sheet[y : y + 160 : 20, x : x + 160 : 20], np.array(image))
 
 
+def test_a_negative_prompt_is_the_pipelines(folder, tmp_path):
+    output, arguments = tmp_path / "heart.png", ["--steps", "3", "--guidance", "4", "--seed", "5", "--negative", "blue star"]
+    assert main(["generate", "red heart", "-o", str(output), "--model", folder, *arguments]) == 0
+    call = {"num_inference_steps": 3, "guidance_scale": 4.0}
+    expected, without = (
+        np.array(build_tiny_pipeline()("red heart", **call, **negative, generator=[seeded(5)]).images[0])
+        for negative in ({"negative_prompt": "blue star"}, {})
+    )
+    found = np.array(Image.open(output))
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, without)
+
+
+@pytest.mark.parametrize("name", [name for name in dir(diffusers) if name.endswith("Scheduler")])
+def test_every_scheduler_of_diffusers_samples_or_says_why_not(name, folder, tmp_path, capsys):
+    output = ["-o", str(tmp_path / "a.png")]
+    status = main(["generate", "red heart", *output, "--model", folder, "--scheduler", name, "--steps", "4"])
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("atlas-diffusers: ")]
+    assert (status, len(error), (tmp_path / "a.png").exists()) in ((0, 0, True), (2, 1, False))
+
+
 @pytest.mark.parametrize("name, steps", [("ddpm", 3), ("EulerDiscreteScheduler", 3)])
 def test_scheduler_is_swapped(folder, tmp_path, name, steps):
     outputs = [tmp_path / "a.png", tmp_path / "b.png"]
@@ -50,7 +72,10 @@ BAD = [
     (["--steps", "0"], "--steps 0"),
     (["--count", "0"], "--count 0"),
     (["--scheduler", "bogus"], "scheduler 'bogus' is unknown; allowed are ['cosinenoise', 'ddim', 'ddpm'"),
+    (["--scheduler", "RePaintScheduler"], "RePaintScheduler cannot sample with this pipeline: RePaintScheduler.step() missing"),
+    (["--scheduler", "KarrasVeScheduler"], "KarrasVeScheduler cannot sample with this pipeline"),
     (["-o", "picture.txt"], "picture.txt: expected a picture file name"),
+    (["-o", "picture.psd"], "picture.psd: expected a picture file name"),
     (["-o", "no-such-folder/a.png"], "folder no-such-folder does not exist"),
 ]
 
@@ -73,7 +98,14 @@ def test_damaged_weights_are_one_line_and_status_2(folder, tmp_path, capfd):
     assert error.startswith("atlas-diffusers: ") and "diffusion_pytorch_model.safetensors" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["generate"], ["bogus"], ["generate", "a", "--steps", "many"]])
+USAGE = [
+    [], ["generate"], ["bogus"], ["generate", "a", "--steps", "many"], ["generate", "a", "--device", "banana"],
+    ["generate", "a", "--device", "cuda:77"], ["evaluate", "a", "--data", "b", "--device", "banana"],
+    ["generate", "a\udcff"], ["generate", "a", "--negative", "\udcff"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", USAGE, ids=ascii)
 def test_wrong_usage_is_one_line_and_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)

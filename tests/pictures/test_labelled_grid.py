@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atlas_diffusers.pictures import labelled_grid
+from atlas_diffusers.pictures import labelled_grid, sheets
 
 
 def test_pictures_stand_enlarged_by_a_whole_factor_in_reading_order():
@@ -24,6 +24,15 @@ def test_labels_are_written_below_and_cut_to_the_tile():
     assert all((sheet[below] < 255).any() for sheet in sheets)
     margin = sheets[1][below, 8 + 160 : 8 + 160 + 8]
     assert (margin == 255).all()
+
+
+@pytest.mark.parametrize("length", [23, 3000, 1_000_000])
+def test_a_long_label_costs_a_few_measurements(length, monkeypatch):
+    """Seven pixels a letter: 21 letters and the ellipsis fit 160."""
+    measured, font = [], sheets.ImageFont.load_default(13)
+    monkeypatch.setattr(type(font), "getlength", lambda font, text: measured.append(text) or 7 * len(text))
+    assert sheets._fit("a" * length, 160, font) == "a" * 21 + "…" and len(measured) < 25
+    assert sheets._fit("a" * 22, 160, font) == "a" * 22 and sheets._fit("abc", 3, font) == "…"
 
 
 @pytest.mark.parametrize("count, labels", [(0, []), (1, ["a", "b"])])

@@ -1,0 +1,111 @@
+"""A damaged pipeline folder, whatever is wrong with it, is one error that says where."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_tiny_pipeline, seeded
+
+from atlas_diffusers import AtlasPipeline
+
+INDEX, UNET, SCHEDULER = "model_index.json", "unet/config.json", "scheduler/scheduler_config.json"
+WEIGHTS, REFERENCES = "unet/diffusion_pytorch_model.safetensors", "references.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipeline = build_tiny_pipeline()
+    pipeline.set_references(torch.rand(6, 3, 8, 8, generator=seeded()) * 2 - 1)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("file", [INDEX, UNET, SCHEDULER])
+@pytest.mark.parametrize("content", ["", "{", "null", "[]", "3", '"text"', "[" * 5000, b"\xff\xfe"], ids=repr)
+def test_a_file_that_holds_no_configuration(folder, file, content):
+    (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(OSError, match=rf"{file} (is damaged: |holds \w+; expected an object)"):
+        AtlasPipeline.from_pretrained(folder)
+
+
+VALUES = [
+    (INDEX, {"_class_name": None}, "_class_name=None; expected the name of a pipeline's class"),
+    (INDEX, {"unet": None}, "unet=None; expected a library and the name of a class"),
+    (INDEX, {"vae": []}, r"vae=\[\]; expected a library"),
+    (INDEX, {"scheduler": [1, 2]}, r"scheduler=\[1, 2\]; expected a library"),
+    (INDEX, {"tokenizer": True}, "tokenizer=True; expected a library"),
+    (INDEX, {"unet": ["atlas_diffusers", "Nothing"]}, "atlas_diffusers has no class 'Nothing'"),
+    (INDEX, {"default_guidance_scale": "x"}, "default_guidance_scale='x'; expected float"),
+    (INDEX, {"default_num_inference_steps": None}, "default_num_inference_steps=None; expected int"),
+    (SCHEDULER, {"beta_end": "0.02"}, "beta_end='0.02'; expected float"),
+    (SCHEDULER, {"beta_schedule": []}, r"beta_schedule=\[\]; expected str"),
+    (SCHEDULER, {"num_train_timesteps": 1.5}, r"num_train_timesteps=1\.5; expected int"),
+    (SCHEDULER, {"num_train_timesteps": -1}, "cannot be loaded: number of steps must be non-negative"),
+    (SCHEDULER, {"trained_betas": "x"}, "trained_betas='x'; expected "),
+    (SCHEDULER, {"clip_sample": None}, "clip_sample=None; expected bool"),
+    (SCHEDULER, {"beta_schedule": "bogus"}, "beta_schedule='bogus' is unknown"),
+    (UNET, {"channel_mult": 3}, "channel_mult=3; expected "),
+    (UNET, {"dropout": {}}, "dropout={}; expected float"),
+    (UNET, {"num_heads": 0}, "num_heads=0; expected at least 1"),
+    (UNET, {"patch_size": -1, "num_class_embeds": 0}, "num_class_embeds=0, patch_size=-1; expected at least 1"),
+    (UNET, {"cross_attention_dim": 0.5}, "cross_attention_dim=0.5; expected "),
+    ("text_encoder/config.json", {"hidden_size": "x"}, "cannot be loaded|hidden_size"),
+]
+
+
+@pytest.mark.parametrize("file, changes, message", VALUES, ids=[f"{file}-{changes}" for file, changes, _ in VALUES])
+def test_a_malformed_value_is_named(folder, file, changes, message):
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | changes))
+    with pytest.raises((OSError, ValueError), match=message):
+        AtlasPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, REFERENCES, "text_encoder/model.safetensors"])
+def test_damaged_tensors(folder, file):
+    content = (folder / file).read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"\xff" + content[1:], content[:8] + b"{{{{" + content[12:]):
+        (folder / file).write_bytes(damaged)
+        with pytest.raises(OSError):
+            AtlasPipeline.from_pretrained(folder)
+
+
+def test_captions_of_references_are_one_each(folder):
+    from safetensors.torch import load_file, save_file
+
+    for captions in ('"text"', "[1, 2, 3, 4, 5, 6]", '["one"]', "{"):
+        save_file(load_file(folder / REFERENCES), folder / REFERENCES, metadata={"captions": captions})
+        with pytest.raises(ValueError, match="references.safetensors has captions .*; expected 6 texts|Expecting"):
+            AtlasPipeline.from_pretrained(folder)
+
+
+def test_a_text_encoder_without_its_tokenizer(folder):
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps(index | {"tokenizer": [None, None]}))
+    with pytest.raises(ValueError, match="has no tokenizer; give prompt_embeds"):
+        AtlasPipeline.from_pretrained(folder)("red heart")
+
+
+def test_values_drawn_at_random_never_escape(folder):
+    """Any value of any type in any place: the pipeline loads, or one kind of error says why not."""
+    choice, refused = random.Random(0), 0
+    values = [None, "x", [], {}, -1, [1, 2], [None, None], 0.5, True, ["atlas_diffusers", "Nope"]]
+    for file in (INDEX, UNET, SCHEDULER):
+        config = json.loads((folder / file).read_text())
+        for name in choice.sample(sorted(config), min(len(config), 8)):
+            (folder / file).write_text(json.dumps(config | {name: choice.choice(values)}))
+            try:
+                AtlasPipeline.from_pretrained(folder)
+            except (OSError, ValueError):
+                refused += 1
+        (folder / file).write_text(json.dumps(config))
+    assert refused > 12
