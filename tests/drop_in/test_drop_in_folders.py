@@ -1,5 +1,6 @@
 """Our schedulers are saved and loaded, alone and as a part of Diffusers' pipelines, also by a process that starts afresh."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -41,7 +42,7 @@ def sample(scheduler):
     x = x * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         output = torch.tanh(scheduler.scale_model_input(x, t))
-        noise = {"generator": generator} if "generator" in scheduler.step.__code__.co_varnames else {}
+        noise = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
         x = scheduler.step(output, t, x, **noise).prev_sample
     return x
 
