@@ -42,7 +42,11 @@ def run_validate(args: argparse.Namespace) -> None:
             "recipe": config.TrainingConfig, "bridge": config.BridgeConfig, "kernel": config.KernelConfig,
             "model": config.HighResModelConfig, "sampler": config.SamplerConfig,
         }  # fmt: skip
-        config.validate(models[args.kind], config.read_mapping(args.file))
+        found = config.validate(models[args.kind], config.read_mapping(args.file))
+        if args.kind == "recipe":
+            from ..training.networks import check_recipe
+
+            check_recipe(found)
     print(f"{args.file}: valid")
 
 

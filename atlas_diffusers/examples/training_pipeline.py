@@ -4,6 +4,7 @@ Train a preset and draw from the result:
     python -m atlas_diffusers.examples.training_pipeline PRESET [DATA [FOLDER [STEPS]]]
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -65,6 +66,20 @@ def run_inference(
     """Pictures (n, channels, height, width) in [0, 1] of a trained folder; ``options`` of ``create_sampler``."""
     sampler = create_sampler(str(checkpoint), **options)
     return sampler.generate(prompts, num_samples=num_samples, timesteps=timesteps, seed=seed)
+
+
+def train_command(preset: str, description: str, arguments: list[str] | None = None) -> None:
+    """Train a preset from the command line, by the original toolkit's options; a mistake is one line and status 2."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data-root", help="folder of pictures; default: the preset's")
+    parser.add_argument("--checkpoints", help="where everything is written; default: the preset's")
+    parser.add_argument("--device", help="cpu or cuda; default: what there is")
+    parser.add_argument("--max-steps", type=int, help="optimiser steps; default: the preset's")
+    given = parser.parse_args(arguments)
+    try:
+        print(run_training(preset, given.data_root, given.checkpoints, given.device, given.max_steps))
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{preset}: {' '.join(str(error).split())}\n")
 
 
 def main(preset: str, data: str | None = None, folder: str | None = None, steps: str | None = None) -> None:

@@ -9,6 +9,7 @@ from ..config import TrainingConfig
 from ..models import AtlasTransformer2DModel, AtlasUNet2DModel
 from ..pipelines.prompts import reads_text
 from .lora import add_adapters
+from .losses import loss_weighting
 from .objectives import OBJECTIVES
 from .parts import Networks, build_part, load_autoencoder, pixels_of_latent
 
@@ -55,6 +56,16 @@ def _freeze(networks: Networks, config: TrainingConfig) -> None:
         networks.text_encoder.train(config.trains_text_encoder)
         if not config.trains_text_encoder:
             networks.text_encoder.requires_grad_(False)
+
+
+def check_recipe(config: TrainingConfig) -> None:
+    """Raise ``ValueError`` for what can be known to be wrong of networks and noise process without data or weights."""
+    if config.init_from is None and config.model and config.vae is None:
+        with torch.device("meta"):
+            new_network(config)
+    OBJECTIVES[config.objective].build_scheduler(config, {})
+    if config.loss_weighting is not None:
+        loss_weighting(**config.loss_weighting)
 
 
 def side_multiple(networks: Networks, config: TrainingConfig) -> int:

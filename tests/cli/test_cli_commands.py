@@ -81,6 +81,22 @@ def test_the_exit_status_of_several_processes_is_that_of_the_first_failure():
     assert launching._several(launcher, SignalException("asked", signal.SIGTERM)) == 143
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("model: {base_chanels: 8}", "model.base_chanels: unknown key, did you mean 'base_channels'?"),
+        ("scheduler: {bogus: 1}", "scheduler.bogus: unknown key"),
+        ("model: {num_heads: 3}", "not divisible by num_heads=3"),
+        ("loss_weighting: {name: snr}", "loss_weighting.name='snr' is unknown"),
+        ("lr: 1", "lr: unknown key, did you mean 'learning_rate'?"),
+    ],
+)
+def test_validate_looks_into_the_sections(tmp_path, capsys, text, message):
+    (tmp_path / "recipe.yaml").write_text(text + "\n")
+    assert main(["config", "validate", str(tmp_path / "recipe.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_validate(tmp_path, capsys):
     assert main(["config", "validate", str(ROOT / "training" / "recipes" / "emoji.yaml")]) == 0
     assert lines(capsys)[0].endswith("emoji.yaml: valid")

@@ -1,6 +1,7 @@
 """Blocks of the original systems' documents about training and configuration, verbatim but for the package's name."""
 
 import json
+import runpy
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from PIL import Image
 
 from atlas_diffusers import AtlasPipeline
 from atlas_diffusers.config import DatasetConfig, TrainingConfig, merge, presets, validate
-from atlas_diffusers.examples import run_training
+from atlas_diffusers.examples import run_training, training_pipeline
 from atlas_diffusers.system import AdvancedDiffusionSystem, BetaSchedule
 from atlas_diffusers.training import PictureDataset, Trainer, load_training_data
 
@@ -190,6 +191,21 @@ def test_a_preset_is_trained(celeba, monkeypatch):
     start = Trainer(validate(TrainingConfig, recipe | {"output_dir": "other"}), cpu=True)
     moved = {name: p - pipeline.unet.state_dict()[name] for name, p in start.parts.unet.named_parameters()}
     assert all(torch.isfinite(each).all() for each in moved.values()) and moved["conv_in.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet64", "ffhq128", "lsun256", "celeba1024"])
+def test_presets_are_trained_by_the_commands_of_the_original(celeba, monkeypatch, capsys, name):
+    """python -m atlas.examples.NAME_training --data-root FOLDER, as far as the arguments of ``run_training``."""
+    calls = []
+    monkeypatch.setattr(training_pipeline, "run_training", lambda *arguments: (calls.append(arguments), "done")[1])
+    file = f"atlas_diffusers.examples.{name}_training"
+    monkeypatch.setattr("sys.argv", [file, "--data-root", "data/celeba", "--max-steps", "2", "--device", "cpu"])
+    runpy.run_module(file, run_name="__main__")
+    assert calls == [(f"experiment:{name}", "data/celeba", None, "cpu", 2)] and capsys.readouterr().out == "done\n"
+    monkeypatch.undo()
+    with pytest.raises(SystemExit) as stop:
+        training_pipeline.train_command(f"experiment:{name}", "", ["--device", "banana"])
+    assert stop.value.code == 2 and f"experiment:{name}: device='banana'" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -19,6 +19,7 @@ from atlas_diffusers.training import Trainer, TrainingStopped, latest_checkpoint
 from atlas_diffusers.training.checkpoints import checkpoints
 from atlas_diffusers.training.fingerprints import data_fingerprint
 from atlas_diffusers.training.locking import RunLock
+from atlas_diffusers.training.stopping import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +222,16 @@ def test_sigterm_to_the_command_reaches_the_script(tmp_path, processes):
     assert not (out / ".lock").exists()
     if processes == 1:
         assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in errors
+
+
+def test_the_second_signal_acts_as_it_did_before():
+    before, calls = signal.getsignal(signal.SIGTERM), []
+    signal.signal(signal.SIGTERM, lambda *arguments: calls.append(arguments[0]))
+    try:
+        with StopRequest() as request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.number == signal.SIGTERM and calls == []
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert calls == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
