@@ -3,23 +3,21 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from ..schedules import NoiseLevel, combine
-from ..schedules.time_grid import Request, TimeGrid, as_numbers, as_tensor, grid_option
+from ..schedules.time_grid import Request, TimeGrid, as_tensor, grid_option
 from .adams_bashforth import adams_bashforth
 from .calibration.tables import Calibration, StepTable
 from .network_step import network_step
 from .options import SchedulerOptions, Unpack, takes_options
-from .processes import is_flow
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 SMALLEST_STEP = 1e-9  # in radians
 NOISE_ALONE = 1e6  # σ̂
-EVEN = 1e-4  # difference of sigmas
 SAME_GUIDANCE = 0.25  # relative difference that tables bear
 
 
@@ -35,9 +33,13 @@ def radius(level: NoiseLevel, scale: float) -> float:
 
 @dataclass(frozen=True)
 class _Nodes(TimeGrid):
-    """Calls in place of an ``even`` grid's, from call ``begin`` on by the coefficients of ``table`` if there is one."""
+    """
+    Calls in place of an ``even`` grid's, from call ``begin`` on by the coefficients of ``table`` if there is one. The network is
+    given the timestep of ``1/clock`` times their σ/α.
+    """
 
     even: TimeGrid | None = None
+    clock: float = 1.0
     table: StepTable | None = None
     begin: int = 0
 
@@ -79,9 +81,12 @@ class AtlasMultistepScheduler(BaseScheduler):
     Args:
         multistep_order: 1 to 4.
         angle_scale: c, the noise level at which θ is π/4. Pictures, whose largest principal components are far above 1, want
-            it larger than data of a few dimensions.
+            it larger than data of a few dimensions. On a flow, where 3 is the default, the cube root of a shift above 1
+            multiplies it.
         angle_power: p of the nodes ``θ_k = θ_max (1 − k/N)^p``; ``None`` places them by ``timestep_spacing``. A sigma grid,
             explicit timesteps and sigmas, and calibrated nodes take precedence.
+        use_angle_nodes: lay these nodes between the first sigma of a flow's pipeline and clean data: by default where its
+            sigmas are even, before the shift; ``True`` for sigmas of every kind, ``False`` for none.
         calibration: tables that :meth:`calibrate` made, as JSON.
         options: see :class:`BaseScheduler`.
 
@@ -101,6 +106,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         multistep_order: int = 3,
         angle_scale: float = 4.0,
         angle_power: float | None = 2.0,
+        use_angle_nodes: bool | None = None,
         calibration: dict | None = None,
         **options: Unpack[SchedulerOptions],
     ):
@@ -232,35 +238,42 @@ class AtlasMultistepScheduler(BaseScheduler):
         return getattr(self._run.grid, "table", None)
 
     def _build_grid(self, request: Request) -> TimeGrid:
-        even, steps = super()._build_grid(request), self._free_steps(request)
-        if steps is None:
+        even, c = super()._build_grid(request), self.config
+        steps = self.process.open_steps(request, whatever=c.use_angle_nodes is True)
+        if steps is None or c.use_angle_nodes is False:
             return even
-        table = self._calibration.table(steps) if self._calibration else None
-        if table is not None:
-            return _Nodes(**vars(self.nodes(table.sigmas)), even=even, table=table)
-        if self.calibrated_steps:
+        if self._calibration and request.timesteps is None and self._from_noise(request, even):
+            table = self._calibration.table(steps)
+            if table is not None:
+                return _Nodes(**vars(self.nodes(table.sigmas)), even=even, table=table)
             warnings.warn(f"{steps} steps are not calibrated, only {self.calibrated_steps}; plain nodes are used", stacklevel=5)
-        if self.config.angle_power is None or grid_option(self.config) or is_flow(self.config):
+        if c.angle_power is None or grid_option(c):
             return even
-        return _Nodes(**vars(self._grid_of([*self._placed(steps), self._final_level().sigma_hat])), even=even)
+        return self._nodes_from(0, even, clock=1.0 if request.timesteps is None else even.shift)
 
-    def _free_steps(self, request: Request) -> int | None:
-        """The number of steps where a request leaves their places to the sampler, as even sigmas of a flow's pipeline do."""
-        if request.timesteps is not None or request.sigmas is None:
-            return None if request.timesteps is not None else request.num_inference_steps
-        sigmas = as_numbers(request.sigmas)
-        even = all(abs(1 - k / len(sigmas) - s) < EVEN for k, s in enumerate(sigmas))
-        return len(sigmas) if even and is_flow(self.config) else None
+    def _from_noise(self, request: Request, even: TimeGrid) -> bool:
+        """Whether a trajectory starts where tables do."""
+        return request.sigmas is None or math.isclose(even.source[0].sigma, self.process.ends[0].sigma)
 
-    def _placed(self, steps: int, highest: float | None = None) -> list[float]:
-        """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below training timestep 0, it is that instead."""
-        scale, power, last = self.config.angle_scale, self.config.angle_power, 0.0
-        largest, smallest = (angle(level, scale) for level in self.process.ends)
-        largest = largest if highest is None else math.atan(highest / scale)
+    def _nodes_from(self, begin: int, even: TimeGrid, clock: float) -> _Nodes:
+        """The nodes of an angle from the level of an even grid's call ``begin`` on."""
+        scale = self._scale_of(even)
+        highest = even.source[begin] if begin else self.process.highest(even)
+        placed = self._placed(len(even.source) - begin, scale, angle(highest, scale))
+        laid = self._grid_of([*placed, even.target[-1].sigma_hat], clock)
+        return _Nodes(**{**vars(laid), "shift": even.shift}, even=even, clock=clock)
+
+    def _placed(self, steps: int, scale: float, largest: float) -> list[float]:
+        """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below the lowest level, it is that instead."""
+        power, smallest, last = self.config.angle_power, angle(self.process.lowest, scale), 0.0
         parts = [1 - k / steps for k in range(steps)]
         if steps > 1 and largest * parts[-1] ** power < smallest:
             parts, last = [1 - k / (steps - 1) for k in range(steps)], smallest
         return [scale * math.tan(last + (largest - last) * part**power) for part in parts]
+
+    def _scale_of(self, grid: TimeGrid) -> float:
+        """c of a grid, which a flow's shift towards noise raises."""
+        return self.config.angle_scale * max(1.0, grid.shift) ** (1 / 3)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """
@@ -276,20 +289,20 @@ class AtlasMultistepScheduler(BaseScheduler):
 
     def _lay_from(self, begin: int, even: TimeGrid, table: StepTable | None) -> None:
         """The calls from ``begin`` on: those of a table, or from the level of the even grid."""
-        if table is None:
-            placed = self._placed(len(even.source) - begin, even.source[begin].sigma_hat)
-            laid = self._grid_of([*placed, self._final_level().sigma_hat])
-        else:
-            laid = self.nodes(table.sigmas)
+        laid = self._nodes_from(begin, even, getattr(self._grid, "clock", 1.0)) if table is None else self.nodes(table.sigmas)
         lists = {name: getattr(self._grid, name)[:begin] + getattr(laid, name) for name in ("timesteps", "source", "target")}
         run = self._run
-        run.grid = _Nodes(**lists, dtype=laid.dtype, even=even, table=table, begin=begin)
+        run.grid = _Nodes(**{**vars(laid), **lists, "even": even, "table": table, "begin": begin})
         run.levels = as_tensor(run.grid.source, torch.float64).T
         run.timesteps[begin:] = torch.tensor(laid.timesteps)
         run.sigmas[begin:-1] = torch.tensor([self.process.sigma(level) for level in laid.source])
 
-    def _grid_of(self, sigma_hats: list[float]) -> TimeGrid:
-        return self.process.grid_through([self.process.from_sigma_hat(sigma_hat) for sigma_hat in sigma_hats])
+    def _grid_of(self, sigma_hats: list[float], clock: float = 1.0) -> TimeGrid:
+        grid = self.process.grid_through([self.process.from_sigma_hat(sigma_hat) for sigma_hat in sigma_hats])
+        if clock == 1:
+            return grid
+        slower = [self.process.from_sigma_hat(sigma_hat / clock) for sigma_hat in sigma_hats[:-1]]
+        return replace(grid, timesteps=self.process.timesteps_of(slower))
 
     def _reset(self) -> None:
         self._history = _History()
@@ -322,7 +335,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         data = self.predict_data(output, x, level)
         first = getattr(grid, "begin", 0)
         table = self._table_in_use if len(history.velocities) == index - first else None
-        c = self.config.angle_scale if table is None else 1.0
+        c = self._scale_of(grid) if table is None else 1.0
         history.remember(self.velocity(output, x, data, level, c), angle(level, c))
 
         if table is None:

@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from .process import NoiseProcess
 from .time_grid import Request, TimeGrid, as_numbers, between_ends, grid_option, spaced_grid
 
 TIME_SHIFT_TYPES = ("exponential", "linear")
+EVEN = 2e-3  # deviation of evenly spaced sigmas, some of which are rounded to timesteps
 SMALLEST = 1e-8  # sigma that stands for a network call at clean data
 LARGEST_SIGMA_HAT = 4096.0  # where the network's output says nothing about x_0 at α = 0
 
@@ -95,6 +97,14 @@ class Flow(NoiseProcess):
     def sigma(self, level: NoiseLevel) -> float:
         return level.alpha if self.inverted else level.sigma
 
+    def highest(self, grid: TimeGrid) -> NoiseLevel:
+        return grid.source[0]
+
+    @property
+    def lowest(self) -> NoiseLevel:
+        """The least noisy level that the network is called at."""
+        return self._level(self.least if self.terminal is None else self.terminal)
+
     def final_level(self, final_sigmas_type: str) -> NoiseLevel:
         return CLEAN if final_sigmas_type == "zero" else self._level(self.least)
 
@@ -117,8 +127,8 @@ class Flow(NoiseProcess):
         spacing of the training timesteps; shift; stretch to the terminal sigma; sigma grid between the ends. Explicit
         timesteps stay as they are.
         """
-        steps = self._number_of_steps(request)
-        sigmas = self._shifted(self._requested(config, request, steps), request.mu)
+        shift = self._shift_of(request)
+        sigmas = [_shifted(s, shift) for s in self._requested(config, request, self._number_of_steps(request))]
         if self.terminal is not None and sigmas[-1] < 1:
             scale = (1 - self.terminal) / (1 - sigmas[-1])
             sigmas = [1 - (1 - s) * scale for s in sigmas]
@@ -127,7 +137,7 @@ class Flow(NoiseProcess):
         levels = [*map(self._level, sigmas), final]
         if final.sigma > sigmas[-1]:
             levels[-1] = levels[-2]
-        grid = self.grid_through(levels)
+        grid = replace(self.grid_through(levels), shift=shift)
         if request.timesteps is None or self.inverted:
             return grid
         timesteps = torch.tensor(_falling("timesteps", request.timesteps, len(self))).tolist()
@@ -137,7 +147,7 @@ class Flow(NoiseProcess):
                 "them, are shifted; give sigmas to shift both",
                 stacklevel=6,
             )
-        return TimeGrid(timesteps, grid.source, grid.target, torch.float32)
+        return replace(grid, timesteps=timesteps)
 
     def _number_of_steps(self, request: Request) -> int:
         given = {
@@ -152,6 +162,20 @@ class Flow(NoiseProcess):
             raise ValueError(f"numbers of steps differ: {', '.join(f'{name} has {count}' for name, count in counts.items())}")
         return next(iter(counts.values()))
 
+    def open_steps(self, request: Request, whatever: bool = False) -> int | None:
+        """By number, or with even sigmas, as pipelines give them; never where timesteps are not T times the sigmas."""
+        if request.sigmas is not None and request.timesteps is not None:
+            pairs = zip(as_numbers(request.sigmas), as_numbers(request.timesteps))
+            if any(abs(len(self) * s - t) > EVEN * len(self) for s, t in pairs):
+                return None
+        given = request.timesteps if request.sigmas is None else request.sigmas
+        if given is None:
+            return request.num_inference_steps
+        numbers, largest = as_numbers(given), len(self) if request.sigmas is None else 1
+        line = [numbers[0] + (numbers[-1] - numbers[0]) * k / max(len(numbers) - 1, 1) for k in range(len(numbers))]
+        even = all(abs(a - b) <= EVEN * largest for a, b in zip(numbers, line))
+        return len(numbers) if even or whatever else None
+
     def _requested(self, config: Any, request: Request, steps: int) -> list[float]:
         """Sigmas before any shift."""
         if request.sigmas is not None:
@@ -161,14 +185,15 @@ class Flow(NoiseProcess):
         scale = (1 - self.least) / max(len(self) - 1, 1)
         return [self.least + scale * t for t in spaced_grid(config, steps, len(self))]
 
-    def _shifted(self, sigmas: list[float], mu: float | None) -> list[float]:
+    def _shift_of(self, request: Request) -> float:
+        mu = request.mu
         if not self.dynamic:
-            return [_shifted(s, self.shift) for s in sigmas]
+            return self.shift
         if mu is None:
             raise ValueError("use_dynamic_shifting=True needs set_timesteps(..., mu=...); give it, or switch the option off")
         if self.time_shift_type == "linear" and not mu > 0:
             raise ValueError(f"mu={mu}; time_shift_type='linear' expects a positive number")
-        return [_shifted(s, mu if self.time_shift_type == "linear" else math.exp(mu)) for s in sigmas]
+        return mu if self.time_shift_type == "linear" else math.exp(mu)
 
     def _between_ends(self, config: Any, option: str, sigmas: list[float]) -> list[float]:
         if option != "use_lu_lambdas":

@@ -100,6 +100,25 @@ class NoiseProcess(ABC):
             ValueError: for a request that is contradictory or out of range.
         """
 
+    def open_steps(self, request: Request, whatever: bool = False) -> int | None:
+        """
+        The number of steps of a request that leaves their places to the sampler, otherwise ``None``.
+
+        Args:
+            request: the arguments of ``set_timesteps``.
+            whatever: also where the request has places of its own, if this process can move them.
+        """
+        return request.num_inference_steps
+
+    def highest(self, grid: TimeGrid) -> NoiseLevel:
+        """Where nodes in place of a grid's begin: for betas at the noisiest level of training, whatever the spacing."""
+        return self.ends[0]
+
+    @property
+    def lowest(self) -> NoiseLevel:
+        """The least noisy level that the network is called at."""
+        return self.ends[1]
+
     def grid_through(self, levels: Sequence[NoiseLevel]) -> TimeGrid:
         """One step from each level to the next."""
         return TimeGrid(self.timesteps_of(levels[:-1]), list(levels[:-1]), list(levels[1:]), torch.float32)

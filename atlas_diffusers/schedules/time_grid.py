@@ -35,7 +35,8 @@ class TimeGrid:
     Network calls ``i = 0, 1, ...`` at ``timesteps[i]``, each of which moves the sample from level ``source[i]`` to
     ``target[i]``.
 
-    ``spaced`` tells that the timesteps are an even spacing of the training timesteps (not a sigma grid, not explicit).
+    ``spaced`` tells that the timesteps are an even spacing of the training timesteps (not a sigma grid, not explicit), and
+    ``shift`` by how much the σ/α of a flow are shifted up from those of the request.
     """
 
     timesteps: list[int] | list[float]
@@ -43,6 +44,7 @@ class TimeGrid:
     target: list[NoiseLevel]
     dtype: torch.dtype
     spaced: bool = False
+    shift: float = 1.0
 
     def __deepcopy__(self, memo) -> "TimeGrid":
         return self  # nothing changes a grid
