@@ -34,8 +34,8 @@ def radius(level: NoiseLevel, scale: float) -> float:
 @dataclass(frozen=True)
 class _Nodes(TimeGrid):
     """
-    Calls in place of an ``even`` grid's, from call ``begin`` on by the coefficients of ``table`` if there is one. The network is
-    given the timestep of ``1/clock`` times their σ/α.
+    Calls in place of an ``even`` grid's, from call ``begin`` on by the coefficients of ``table`` if there is one. The network
+    is given the timestep of ``1/clock`` times their σ/α.
     """
 
     even: TimeGrid | None = None

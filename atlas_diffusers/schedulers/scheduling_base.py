@@ -136,9 +136,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         return f"betas must lie in (0, 1) and keep ᾱ above 0 in float32; these, from {ends}, leave no signal"
 
     def _check_zero_signal(self, timestep: float, level: NoiseLevel, target: NoiseLevel) -> None:
-        if is_flow(self.config):
-            return  # which starts at pure noise
-        if level.alpha != 0 or not target.alpha > 0 or not self._zero_signal:
+        if level.alpha != 0 or not target.alpha > 0 or not self.process.zero_signal:
             raise ValueError(f"timestep {timestep}: {self._no_signal()}")
 
     def _check_config(self) -> None:

@@ -30,6 +30,8 @@ class NoiseProcess(ABC):
     """-1 where the network's output has the sign opposite to its prediction type's."""
     shift: float | None = None
     """Of a flow's grids."""
+    zero_signal = True
+    """Whether a step may start at α = 0."""
 
     def with_shift(self, shift: float) -> "NoiseProcess":
         """The same process with another shift of its grids; ``ValueError`` where that has no meaning."""

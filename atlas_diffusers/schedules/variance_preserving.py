@@ -34,6 +34,7 @@ class VariancePreserving(NoiseProcess):
 
     def __init__(self, alphas_cumprod: torch.Tensor, floor: float = 0.0, zero_signal: bool = True):
         super().__init__(len(alphas_cumprod))
+        self.zero_signal = zero_signal
         self.finite = NoiseTable(alphas_cumprod, floor)
         self.exact = NoiseTable(alphas_cumprod) if zero_signal else self.finite
 
