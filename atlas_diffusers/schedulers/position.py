@@ -2,8 +2,7 @@
 
 import math
 import threading
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ class Run:
     What one ``set_timesteps`` chose, and how far its trajectory has come.
 
     ``grid`` is ``None`` where no step can be taken; ``levels`` are the α and σ of its calls, ``(2, calls)``. ``timesteps`` are
-    those of the grid from call ``first`` on, ``step_index`` is the next call in the grid, and ``history`` what the sampler
-    remembers of earlier steps.
+    those of the grid from call ``first`` on, ``step_index`` is the next call in the grid, ``history`` what the sampler
+    remembers of earlier steps, and ``network_input`` the last sample that it scaled for the network.
     """
 
     grid: TimeGrid | None
@@ -31,6 +30,12 @@ class Run:
     step_index: int | None = None
     begin_index: int | None = None
     history: Any = None
+    network_input: torch.Tensor | None = None
+
+    def __post_init__(self):
+        t = self.timesteps
+        self.place = t.data_ptr(), t.element_size(), 0 if self.grid is None else len(t)
+        self.kind = t.dtype, t.device
 
     def planned(self) -> TimeGrid:
         """The grid, or ``ValueError`` before ``set_timesteps``."""
@@ -40,13 +45,14 @@ class Run:
 
     def index_of(self, timestep: torch.Tensor | float | int) -> int:
         """Position of ``timestep`` in the grid, see :meth:`StepPosition.index_for_timestep`."""
-        values = self.planned().timesteps
         if isinstance(timestep, torch.Tensor):
-            if timestep.dtype == self.timesteps.dtype and timestep.device == self.timesteps.device:
-                offset = (timestep.data_ptr() - self.timesteps.data_ptr()) // timestep.element_size()
-                if timestep.numel() and 0 <= offset < len(self.timesteps):
+            if (timestep.dtype, timestep.device) == self.kind:
+                start, size, count = self.place
+                offset = (timestep.data_ptr() - start) // size
+                if 0 <= offset < count and timestep.numel():
                     return self.first + offset
             timestep = timestep.reshape(-1)[0].item()
+        values = self.planned().timesteps
         begin = None if self.begin_index is None else self.first + self.begin_index
         for index in (self.step_index, begin):
             if index is not None and index < len(values) and values[index] == timestep:
@@ -66,6 +72,7 @@ class Run:
                 "choose other steps by set_timesteps(timesteps=...)"
             )
         self.timesteps, self.first = timesteps, first
+        self.__post_init__()
 
 
 class Runs(threading.local):
@@ -95,7 +102,7 @@ class StepPosition:
         return {**self.__dict__, "_runs": self._run}  # a copy goes on where this thread stands
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _runs=Runs([copy(state["_runs"])]))
+        self.__dict__.update(state, _runs=Runs([replace(state["_runs"])]))
 
     @property
     def _run(self) -> Run:
@@ -188,20 +195,21 @@ class StepPosition:
         run = self._run
         return run.index_of(timestep) - run.first
 
-    def _advance(self, timestep: torch.Tensor | float | int) -> int:
-        """Index of the step to take now."""
+    def _advance(self, timestep: torch.Tensor | float | int) -> tuple[Run, int]:
+        """This thread's run, and the index in its grid of the step to take now."""
         run = self._run
         index = run.index_of(timestep)
-        if run.step_index is not None and run.step_index >= len(run.planned().timesteps):
-            raise ValueError(f"step() was called more often than the {len(run.planned().timesteps)} steps of set_timesteps()")
-        run.step_index = index + 1
         grid = run.planned()
-        if not (grid.source[index].alpha > 0 and grid.source[index].sigma < math.inf):
+        if run.step_index is not None and run.step_index >= len(grid.timesteps):
+            raise ValueError(f"step() was called more often than the {len(grid.timesteps)} steps of set_timesteps()")
+        run.step_index = index + 1
+        alpha, sigma = grid.source[index]
+        if not (alpha > 0 and sigma < math.inf):
             self._check_zero_signal(grid.timesteps[index], grid.source[index], grid.target[index])
-        return index
+        return run, index
 
     def _levels(self, timestep: torch.Tensor | float | int) -> tuple[NoiseLevel, NoiseLevel]:
         """Where the step to take now starts and where it ends."""
-        index = self._advance(timestep)
-        grid = self._run.planned()
+        run, index = self._advance(timestep)
+        grid = run.planned()
         return grid.source[index], grid.target[index]

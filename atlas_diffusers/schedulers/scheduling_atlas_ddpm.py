@@ -115,7 +115,8 @@ class AtlasDDPMScheduler(BaseScheduler):
                 has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
-        index, grid = self._advance(timestep), self._grid
+        run, index = self._advance(timestep)
+        grid = run.planned()
         level, target = grid.source[index], grid.target[index]
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         learned = None

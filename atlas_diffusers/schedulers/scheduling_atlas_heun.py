@@ -16,11 +16,10 @@ from .scheduling_sigma_base import SigmaScheduler
 
 @dataclass
 class _History:
-    """The predictor's derivative and result, and the last sample that was scaled for the network."""
+    """The predictor's derivative and result."""
 
     derivative: torch.Tensor | None = None
     predicted: torch.Tensor | None = None
-    scaled: torch.Tensor | None = None
 
 
 class AtlasHeunScheduler(SigmaScheduler):
@@ -62,11 +61,6 @@ class AtlasHeunScheduler(SigmaScheduler):
     def _reset(self) -> None:
         self._history = _History()
 
-    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float) -> torch.Tensor:
-        """The network's input ``x̂/√(1 + σ̂²)``, which is the VP sample."""
-        scaled = self._history.scaled = super().scale_model_input(sample, timestep)
-        return scaled
-
     def _network_calls(self, grid: TimeGrid, steps: int) -> TimeGrid:
         called = [(i + 1) // 2 for i in range(2 * steps - 1)]
         return TimeGrid(
@@ -103,7 +97,8 @@ class AtlasHeunScheduler(SigmaScheduler):
                 has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
-        index, grid, history = self._advance(timestep), self._grid, self._history
+        run, index = self._advance(timestep)
+        grid, history = run.planned(), run.history
         sigma, target = grid.source[index].sigma, grid.target[index].sigma
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         data = self.predict_data(output, x, grid.source[index])
@@ -114,10 +109,10 @@ class AtlasHeunScheduler(SigmaScheduler):
         else:
             # a trajectory that starts at a corrector has nothing to correct
             before = derivative if history.derivative is None else history.derivative
-            start = history.predicted if sample is history.scaled and history.predicted is not None else x
+            start = history.predicted if sample is run.network_input and history.predicted is not None else x
             prev = torch.add(start, derivative - before, alpha=(sigma - grid.source[index - 1].sigma) / 2)
             history.derivative = history.predicted = None
-        history.scaled = None
+        run.network_input = None
         return self._output(prev, data, sample.dtype, return_dict)
 
     def _derivative_at(self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -329,7 +329,8 @@ class AtlasMultistepScheduler(BaseScheduler):
                 has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
-        index, grid, history = self._advance(timestep), self._grid, self._history
+        run, index = self._advance(timestep)
+        grid, history = run.planned(), run.history
         level, target = grid.source[index], grid.target[index]
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         data = self.predict_data(output, x, level)

@@ -118,8 +118,8 @@ class AtlasPNDMScheduler(BaseScheduler):
                 has its sign changed, as in Diffusers.
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
         """
-        index = self._advance(timestep)
-        return self._take(self._grid, index, model_output, sample, return_dict)
+        run, index = self._advance(timestep)
+        return self._take(run.planned(), index, model_output, sample, return_dict)
 
     @network_step
     def step_prk(

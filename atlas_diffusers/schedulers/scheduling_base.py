@@ -202,7 +202,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         run = Run(None, timesteps, sigmas)
         if self.steps_unasked and not is_flow(self.config):
             source = [self.process.level_at(int(t)) for t in timesteps.tolist()]
-            run.grid = TimeGrid(timesteps.tolist(), source, [*source[1:], self._final_level()], timesteps.dtype)
+            target = [*source[1:], self._final_level()]
+            run = Run(TimeGrid(timesteps.tolist(), source, target, timesteps.dtype), timesteps, sigmas)
         return run
 
     def _make_plan(self, request: Request, device, key) -> _Plan:

@@ -64,4 +64,7 @@ class SigmaScheduler(BaseScheduler):
         """The network's input: in VE coordinates ``x̂/√(1 + σ̂²)``, which is the VP sample; on a flow the sample itself."""
         run = self._run
         scale = self.process.input_scale(run.planned().source[run.index_of(timestep)])
-        return sample if scale == 1 else sample * scale
+        if scale == 1:
+            return sample
+        scaled = run.network_input = sample * scale
+        return scaled
