@@ -15,6 +15,7 @@ SHAPES = (
     (math.inf, 4, [1, 2, 3, 4, 4]),
 )
 PIXELS_OF_LATENT = 8
+TOKENS_OF_WORD, MOST_TOKENS = 2, 77
 # up to this many pictures: base channels
 WIDTHS = ((2_000, 48), (20_000, 64), (200_000, 96), (math.inf, 128))
 
@@ -32,13 +33,23 @@ def complete_recipe(config: TrainingConfig, pictures: PictureDataset | BridgePai
         seen = config.epochs * len(pictures)
         changes = {"max_steps": math.ceil(seen / (config.batch_size * processes)), "epochs": None}
     if config.init_from is None:
-        if config.text_encoder is not None and not any(pictures.captions()):
-            if "text_encoder" in config.model_fields_set:
-                raise ValueError("text_encoder needs captions, but no picture has one; set text_encoder: null")
-            changes["text_encoder"] = None
+        text = changes["text_encoder"] = _text_encoder(config, pictures)
         if not config.model:
-            changes["model"] = derive_model(config, pictures, changes.get("text_encoder", config.text_encoder))
+            changes["model"] = derive_model(config, pictures, text)
     return config.model_copy(update=changes)
+
+
+def _text_encoder(config: TrainingConfig, pictures: PictureDataset | BridgePairs) -> TextEncoderConfig | None:
+    """The recipe's; where it says nothing, one that reads the longest caption, or none for data without captions."""
+    if config.text_encoder is None:
+        return None
+    longest = max((len(text.split()) for text in pictures.captions()), default=0)
+    if "text_encoder" in config.model_fields_set:
+        if not longest:
+            raise ValueError("text_encoder needs captions, but no picture has one; set text_encoder: null")
+        return config.text_encoder
+    tokens = min(max(TextEncoderConfig().max_length, TOKENS_OF_WORD * longest + 2), MOST_TOKENS)
+    return TextEncoderConfig(max_length=tokens) if longest else None
 
 
 def derive_model(config: TrainingConfig, pictures: PictureDataset | BridgePairs, text: TextEncoderConfig | None) -> dict:

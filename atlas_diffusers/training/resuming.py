@@ -12,7 +12,7 @@ FREE = {
     "output_dir", "log_interval", "checkpoint_interval", "checkpoints_total_limit", "resume", "sample_interval",
     "sample_prompts", "sample_steps", "eval_interval", "eval_count", "eval_dataset", "trackers", "save_dtype", "guidance_scale",
     "gradient_checkpointing", "cache_latents", "cache_text_embeddings", "dataset.root", "dataset.num_workers",
-    "dataset.download", "source_dataset.root", "source_dataset.num_workers", "source_dataset.download",
+    "dataset.download", "dataset.batch_size", "source_dataset.root", "source_dataset.num_workers", "source_dataset.download",
 }  # fmt: skip
 # what takes effect from the checkpoint on
 EFFECTIVE = {

@@ -78,7 +78,8 @@ def write_recipe(folder: str, file: Path, captions: str = "auto", resolution: in
         "passes": f"{steps * BATCH / len(pictures):.3g}", "prompts": _yaml(chosen), "guidance": 2.0 if texts else 1.0,
     }  # fmt: skip
     file.write_text(TEMPLATE.format(**fields), encoding="utf-8")
-    return data.info.description
+    hint = "" if texts else "; names are captions by --captions names, or folders"
+    return data.info.description + hint
 
 
 def _sides(data) -> list[int]:

@@ -5,6 +5,7 @@ from collections import Counter
 
 import torch
 
+from ..conditioning import token_lists
 from ..config import TrainingConfig
 from .data import Annotated, PictureDataset
 from .memory import memory_of
@@ -20,6 +21,7 @@ def summarise(
     trained: int,
     derived: bool = False,
     start: str | None = None,
+    processes: int = 1,
 ) -> str:
     """
     Lines of data, networks, steps, memory and where the run goes on.
@@ -29,6 +31,7 @@ def summarise(
         trained: numbers that train.
         derived: whether the network was derived from the data.
         start: the checkpoint that the run goes on from.
+        processes: of the run, each with a batch of its own.
     """
     networks = [network for network in (parts.unet, parts.text_encoder, parts.vae) if network is not None]
     every = sum(p.numel() for network in networks for p in network.parameters())
@@ -37,9 +40,9 @@ def summarise(
         "data": _data(config, pictures),
         "network": f"{name}, {trained:,} of {every:,} numbers train" + (", as the data ask for:" if derived else ""),
         "model": json.dumps(config.model) if derived else None,
-        "captions": _captions(config, pictures),
+        "captions": _captions(config, pictures, parts.tokenizer),
         "buckets": _buckets(pictures),
-        "steps": _steps(config, pictures),
+        "steps": _steps(config, pictures, processes),
         "memory": _memory(config, parts),
         "goes on": start and f"from {start}",
         "output": config.output_dir,
@@ -56,11 +59,16 @@ def _data(config: TrainingConfig, pictures) -> str:
     return f"{source}: {told or f'{len(pictures):,} pictures'}, at {d.resolution} pixels"
 
 
-def _captions(config: TrainingConfig, pictures) -> str | None:
+def _captions(config: TrainingConfig, pictures, tokenizer) -> str | None:
+    """Some, and how many are longer than what the text encoder reads."""
     if config.dataset.streaming or not (texts := [text for text in pictures.captions() if text]):
         return None
     chosen = [texts[i * len(texts) // SHOWN] for i in range(min(SHOWN, len(texts)))]
-    return "such as " + ", ".join(repr(text if len(text) <= LONGEST else text[:LONGEST] + "...") for text in chosen)
+    shown = "such as " + ", ".join(repr(text if len(text) <= LONGEST else text[:LONGEST] + "...") for text in chosen)
+    if tokenizer is None:
+        return f"{shown}; not read"
+    cut = sum(len(tokens) > tokenizer.model_max_length for tokens in token_lists(tokenizer, texts))
+    return shown + (f"; {cut} are cut after {tokenizer.model_max_length} tokens" if cut else "")
 
 
 def _buckets(pictures) -> str | None:
@@ -70,11 +78,12 @@ def _buckets(pictures) -> str | None:
     return ", ".join(f"{height}x{width} ({number})" for (height, width), number in sorted(Counter(pictures.sizes).items()))
 
 
-def _steps(config: TrainingConfig, pictures) -> str:
-    text = f"{config.max_steps:,} of {config.batch_size} pictures"
+def _steps(config: TrainingConfig, pictures, processes: int) -> str:
+    batch = config.batch_size * processes
+    text = f"{config.max_steps:,} of {batch} pictures" + (f" on {processes} processes" if processes > 1 else "")
     if config.dataset.streaming:
         return text
-    return f"{text}, {config.max_steps * config.batch_size / len(pictures):.3g} passes over the data"
+    return f"{text}, {config.max_steps * batch / len(pictures):.3g} passes over the data"
 
 
 def _memory(config: TrainingConfig, parts: Networks) -> str | None:

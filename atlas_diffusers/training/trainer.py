@@ -78,7 +78,8 @@ class Trainer:
         """What the run is about to do; see :func:`~.summary.summarise`."""
         trained = sum(p.numel() for p in self.parameters)
         start = latest_checkpoint(self.folder) and f"{latest_checkpoint(self.folder)}"
-        return summarise(self.config, self.pictures, self.parts, trained, self.derived, start)
+        world = self.accelerator.num_processes
+        return summarise(self.config, self.pictures, self.parts, trained, self.derived, start, world)
 
     def check(self) -> float:
         """The loss of one micro-batch; nothing is written and nothing learned."""

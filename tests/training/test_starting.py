@@ -73,6 +73,7 @@ def test_init_writes_a_recipe_that_trains(mine, monkeypatch, capsys):
 def test_init_of_pictures_without_captions(mine, capsys):
     (mine / "mine" / "metadata.jsonl").unlink()
     assert main(["init", "mine", "-o", "plain.yaml", "--resolution", "16"]) == 0
+    assert "names are captions by --captions names, or folders" in capsys.readouterr().out
     data = read_mapping("plain.yaml")
     assert data["text_encoder"] is None and data["sample_prompts"] == [] and data["dataset"]["resolution"] == 16
     assert "cross_attention_levels" not in data["model"] and validate(TrainingConfig, data).guidance_scale == 1.0
@@ -88,6 +89,10 @@ def test_captions_imply_a_network_that_reads_them(mine):
     assert with_text.model["cross_attention_levels"] == [2] and with_text.text_encoder is not None
     config = TrainingConfig(**with_text.model_dump() | {"output_dir": "out", "batch_size": 2})
     assert Trainer(config).parts.unet.config.cross_attention_dim == config.text_encoder.hidden_size
+    assert with_text.text_encoder.max_length == 16
+    rows = [json.dumps({"file_name": "00.png", "text": " ".join(["word"] * length)}) for length in (20,)]
+    (mine / "mine" / "metadata.jsonl").write_text("\n".join(rows))
+    assert completed(dataset={"root": "mine"}).text_encoder.max_length == 42, "two tokens a word, and two marks"
     (mine / "mine" / "metadata.jsonl").unlink()
     plain = completed(dataset={"root": "mine"})
     assert plain.text_encoder is None and "cross_attention_levels" not in plain.model
@@ -135,7 +140,7 @@ def test_recipes_ship_with_the_package(tmp_path, monkeypatch, capsys):
 
 
 def test_the_summary_says_what_will_happen(mine, monkeypatch, capsys):
-    data = recipe(mine / "out", dataset=FOLDER, max_steps=3)
+    data = recipe(mine / "out", dataset=FOLDER, max_steps=3, text_encoder={"max_length": 4})
     (mine / "recipe.json").write_text(json.dumps(data))
     assert script(monkeypatch, "--config", "recipe.json", "--dry-run") == 0
     found = capsys.readouterr()
@@ -143,7 +148,7 @@ def test_the_summary_says_what_will_happen(mine, monkeypatch, capsys):
              ("data", "network", "captions", "steps", "memory", "output", "goes on")}  # fmt: skip
     assert lines["data"] == "folder (mine): 12 pictures, 12 with captions from metadata, at 32 pixels"
     assert lines["steps"] == "3 of 8 pictures, 2 passes over the data"
-    assert lines["captions"] == "such as 'shade number 0', 'shade number 4', 'shade number 8'"
+    assert lines["captions"] == "such as 'shade number 0', 'shade number 4', 'shade number 8'; 12 are cut after 4 tokens"
     run = Trainer(validate(TrainingConfig, data))
     count = sum(p.numel() for p in run.parameters)
     assert lines["network"] == f"AtlasUNet2DModel, {count:,} of {count:,} numbers train"
