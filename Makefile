@@ -1,17 +1,27 @@
 # make demo: six pictures from the embedded pipeline.   make test: the whole test suite.
+# make test-portable: the suite as it runs on three kinds of processors.   make lint: style and types.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
 DEMO_PROMPTS := "red heart" "panda face" "slice of pizza" "sunflower" "frog face" "grinning face"
 
-.PHONY: demo test lint clean
+PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+SSE4   = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+AVX2   = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+
+.PHONY: demo test test-portable lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/atlas-diffusers generate $(DEMO_PROMPTS) --seed 0 -o atlas-demo.png
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
+
+# OTHERS="-m numeric": on the processors that are not this one, only what compares numbers of networks.
+test-portable: test
+	$(SSE4) $(PYTEST) $(OTHERS)
+	$(AVX2) $(PYTEST) $(OTHERS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
