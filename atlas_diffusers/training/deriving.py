@@ -20,7 +20,9 @@ TOKENS_OF_WORD, MOST_TOKENS = 2, 77
 WIDTHS = ((2_000, 48), (20_000, 64), (200_000, 96), (math.inf, 128))
 
 
-def complete_recipe(config: TrainingConfig, pictures: PictureDataset | BridgePairs, processes: int = 1) -> TrainingConfig:
+def complete_recipe(
+    config: TrainingConfig, pictures: PictureDataset | BridgePairs, captions: list[str], processes: int = 1
+) -> TrainingConfig:
     """
     The recipe with steps instead of passes and, where it neither starts from a pipeline nor describes them, a text encoder for
     data that have captions, and a network.
@@ -33,17 +35,17 @@ def complete_recipe(config: TrainingConfig, pictures: PictureDataset | BridgePai
         seen = config.epochs * len(pictures)
         changes = {"max_steps": math.ceil(seen / (config.batch_size * processes)), "epochs": None}
     if config.init_from is None:
-        text = changes["text_encoder"] = _text_encoder(config, pictures)
+        text = changes["text_encoder"] = _text_encoder(config, captions)
         if not config.model:
             changes["model"] = derive_model(config, pictures, text)
     return config.model_copy(update=changes)
 
 
-def _text_encoder(config: TrainingConfig, pictures: PictureDataset | BridgePairs) -> TextEncoderConfig | None:
+def _text_encoder(config: TrainingConfig, captions: list[str]) -> TextEncoderConfig | None:
     """The recipe's; where it says nothing, one that reads the longest caption, or none for data without captions."""
     if config.text_encoder is None:
         return None
-    longest = max((len(text.split()) for text in pictures.captions()), default=0)
+    longest = max((len(text.split()) for text in captions), default=0)
     if "text_encoder" in config.model_fields_set:
         if not longest:
             raise ValueError("text_encoder needs captions, but no picture has one; set text_encoder: null")

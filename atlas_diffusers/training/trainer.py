@@ -54,10 +54,11 @@ class Trainer:
         self.lock = RunLock(self.folder)
         self.lock.check()
         self.dataset = self.pictures = load_pictures(config, config.dataset)
-        given, config = config, complete_recipe(config, self.pictures, self.accelerator.num_processes)
+        reading = config.init_from is None and config.text_encoder is not None
+        texts = self.pictures.captions() if reading else []
+        given, config = config, complete_recipe(config, self.pictures, texts, self.accelerator.num_processes)
         self.config, self.derived = config, config.model != given.model
-        from_scratch = config.init_from is None and config.text_encoder is not None
-        self.parts = build_networks(config, self.dataset.captions() if from_scratch else [])
+        self.parts = build_networks(config, texts)
         if config.dataset.label_column is not None:
             self.dataset.check_labels(self.parts.unet.config.num_class_embeds)
         self.buckets = None

@@ -47,7 +47,8 @@ def script(monkeypatch, *arguments):
 
 def completed(**data):
     config = validate(TrainingConfig, data)
-    return complete_recipe(config, load_pictures(config, config.dataset))
+    pictures = load_pictures(config, config.dataset)
+    return complete_recipe(config, pictures, pictures.captions())
 
 
 def test_init_writes_a_recipe_that_trains(mine, monkeypatch, capsys):
