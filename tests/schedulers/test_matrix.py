@@ -217,3 +217,81 @@ def test_thresholding_rescales_what_lies_beyond(sampler, prediction_type, spacin
         for t in scheduler.timesteps:
             x = scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x, **options).prev_sample
         torch.testing.assert_close(x, torch.ones_like(x), rtol=0, atol=1e-4)
+
+
+# ------------------------------------------------------------------ the same on a flow
+
+FLOW_GRIDS = (None, "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+SHIFTS = ({"shift": 1.0}, {"shift": 3.0}, {"shift": 1.0, "use_dynamic_shifting": True}, {"shift": 1.0, "invert_sigmas": True})
+LEAST = 1e-5  # the least sigma of training, from which one step of first order leads to the data
+
+
+def flow_cells(samplers):
+    return pytest.mark.parametrize(
+        "sampler, prediction_type, grid", list(itertools.product(samplers, PREDICTION_TYPES, FLOW_GRIDS))
+    )
+
+
+def build_flow(sampler, prediction_type, grid, process, steps):
+    """A scheduler ready for its steps."""
+    options = {**process, "prediction_type": prediction_type, "num_train_timesteps": round(1 / LEAST)}
+    if sampler == "Multistep":
+        options |= {"use_angle_nodes": False, "angle_scale": 1.0}
+    if grid:
+        options[grid] = True
+    scheduler = getattr(atlas_diffusers, f"Atlas{sampler}Scheduler")(**options)
+    scheduler.set_timesteps(steps, mu=1.15)
+    return scheduler
+
+
+def flow_network(scheduler, data, x, t):
+    """The exact network of a flow at a timestep."""
+    s, norm = float(t) * LEAST, 1.0
+    s = 1 - s if scheduler.config.invert_sigmas else s
+    s = min(s, 4096 / 4097) if scheduler.config.prediction_type == "epsilon" else s  # where ε says something about x_0
+    if scheduler.config.prediction_type == "v_prediction":
+        norm = np.hypot(1 - s, s)
+    x_0 = data.data_prediction(x, 1 - s, s)
+    output = prediction(scheduler.config.prediction_type, x_0, (x - (1 - s) * x_0) / s, (1 - s) / norm, s / norm)
+    return -output if scheduler.config.invert_sigmas else output
+
+
+@flow_cells(ORDER)
+def test_deterministic_samplers_converge_to_the_flow_of_flow_matching(sampler, prediction_type, grid):
+    data, z = Gaussian(0.2, 0.5), torch.linspace(-1.4, 1.4, 6, dtype=torch.float64)[None]
+    # Adams-Bashforth begins with one step of order 1, which at pure noise is of order 2 in the end
+    expected = 2 if sampler == "Multistep" else ORDER[sampler]
+    if grid:
+        counts = (160, 320) if grid == "use_lu_lambdas" or sampler in ("PNDM", "Multistep") else (60, 120)
+    else:
+        counts = (8, 16) if sampler == "PNDM" else (60, 120)  # which meets the rounding of float32 timesteps soon
+    for process in SHIFTS:
+        errors = []
+        for steps in counts:
+            scheduler = build_flow(sampler, prediction_type, grid, process, steps)
+            x = data.flow(z, *scheduler._grid.source[0])
+            for t in scheduler.timesteps:
+                x = scheduler.step(flow_network(scheduler, data, x, t), t, x).prev_sample
+            errors.append((x - data.flow(z, 1.0, 0.0)).abs().max().item())
+        order = order_of_convergence(counts, errors)
+        assert order > expected - 0.3, (process, errors)
+
+
+@flow_cells(["DDPM", "EulerAncestral", "DDIM"])
+def test_stochastic_samplers_have_the_moments_of_the_reverse_flow(sampler, prediction_type, grid):
+    data, rows = Gaussian(0.2, 0.15), 4000
+    for process in SHIFTS:
+        scheduler, generator = build_flow(sampler, prediction_type, grid, process, 20), seeded(11)
+        x = data.flow(torch.randn(rows, generator=generator, dtype=torch.float64), *scheduler._grid.source[0])
+        for t in scheduler.timesteps:
+            options = {"eta": 1.0} if sampler == "DDIM" else {}
+            x = scheduler.step(flow_network(scheduler, data, x, t), t, x, generator=generator, **options).prev_sample
+        mean, variance = moments_of_flow(data, [*scheduler._grid.source, scheduler._grid.target[-1]])
+        assert x.mean().item() == pytest.approx(mean, abs=5 * (variance / rows) ** 0.5), process
+        assert x.var().item() == pytest.approx(variance, abs=5 * variance * (2 / rows) ** 0.5), process
+
+
+def moments_of_flow(data, levels):
+    """:func:`moments` from exact samples at the first of some levels ``(α, σ)``."""
+    sigma_hats = [level.sigma_hat for level in levels]
+    return moments(type("Exact", (), {"data": data}), sigma_hats)
