@@ -187,3 +187,61 @@ def test_another_guidance_scale_is_named():
         scheduler.check_guidance_scale(1.1)
         scheduler.set_timesteps(sigmas=[5.0, 1.0, 0.0])
         scheduler.check_guidance_scale(5.0)
+
+
+# ------------------------------------------------------------------ nodes on a flow
+
+EVEN = [1.0, 0.8, 0.6, 0.4, 0.2]
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_nodes_on_a_flow_are_even_powers_of_the_angle(shift):
+    """``θ_k = π/2 (1 − k/N)²`` with c = 3 and, for a shift k above 1, its cube root times that."""
+    scheduler = AtlasMultistepScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=EVEN)
+    c = 3 * max(shift, 1) ** (1 / 3)
+    ratios = [c * math.tan(math.pi / 2 * (1 - k / 5) ** 2) for k in range(1, 5)]
+    expected = [1.0, *(ratio / (1 + ratio) for ratio in ratios), 0.0]
+    assert scheduler.sigmas.tolist() == pytest.approx(expected, abs=1e-6)
+    assert scheduler.timesteps.tolist() == pytest.approx([1000 * s for s in expected[:-1]], rel=1e-6)
+    by_number = AtlasMultistepScheduler(shift=shift)
+    by_number.set_timesteps(5)
+    assert torch.equal(by_number.sigmas, scheduler.sigmas)
+
+
+def test_which_sigmas_of_a_pipeline_give_way():
+    uneven, shifted = [1.0, 0.95, 0.5, 0.1], [3 * s / (1 + 2 * s) for s in (1.0, 0.95, 0.5, 0.1)]
+    kept = AtlasMultistepScheduler(shift=3.0)
+    kept.set_timesteps(sigmas=uneven)
+    assert kept.sigmas.tolist() == pytest.approx([*shifted, 0.0], abs=1e-6)
+    moved = AtlasMultistepScheduler(shift=3.0, use_angle_nodes=True)
+    moved.set_timesteps(sigmas=uneven)
+    assert moved.sigmas[0] == 1 and abs(moved.sigmas[2].item() - shifted[2]) > 0.05
+    off = AtlasMultistepScheduler(shift=3.0, use_angle_nodes=False)
+    off.set_timesteps(sigmas=EVEN)
+    assert off.sigmas.tolist() == pytest.approx([*(3 * s / (1 + 2 * s) for s in EVEN), 0.0], abs=1e-6)
+
+
+def test_nodes_keep_the_clock_of_a_pipeline():
+    """CogView4's network is given times before the shift: T times the sigma that would be shifted to the node's."""
+    scheduler = AtlasMultistepScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=EVEN, timesteps=[1000 * s for s in EVEN])
+    before = scheduler.timesteps.double() / 1000
+    torch.testing.assert_close(3 * before / (1 + 2 * before), scheduler.sigmas[:-1].double(), rtol=1e-5, atol=1e-6)
+
+
+def test_nodes_of_a_stretched_flow_stay_above_its_terminal_sigma():
+    scheduler = AtlasMultistepScheduler(shift=1.0, shift_terminal=0.1)
+    scheduler.set_timesteps(sigmas=[1 - k / 10 for k in range(10)])
+    assert scheduler.sigmas[-2].item() == pytest.approx(0.1, abs=1e-6) and scheduler.sigmas[0] == 1
+
+
+def test_few_steps_on_a_flow_are_closer_than_euler():
+    """To the end of the flow of a Gaussian, by a tenth, in 10 calls, with the shift of SD3 and without."""
+    data, z = Gaussian(0.5, 0.7), torch.linspace(-1.5, 1.5, 7, dtype=torch.float64)
+    for shift in (1.0, 3.0):
+        errors = []
+        for scheduler in (AtlasMultistepScheduler(shift=shift), AtlasDDIMScheduler(shift=shift)):
+            end = solve(scheduler, 10, data, z)
+            errors.append((end - data.flow(z, 1.0, 0.0)).square().mean().sqrt().item())
+        assert errors[0] < 0.1 * errors[1], errors
