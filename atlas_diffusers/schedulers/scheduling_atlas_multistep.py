@@ -242,7 +242,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         steps = self.process.open_steps(request, whatever=c.use_angle_nodes is True)
         if steps is None or c.use_angle_nodes is False:
             return even
-        if self._calibration and request.timesteps is None and self._from_noise(request, even):
+        if self.calibrated_steps and request.timesteps is None and self._from_noise(request, even):
             table = self._calibration.table(steps)
             if table is not None:
                 return _Nodes(**vars(self.nodes(table.sigmas)), even=even, table=table)

@@ -11,11 +11,14 @@ from oracles import Gaussian
 from scipy.optimize import minimize
 
 from atlas_diffusers import AtlasMultistepScheduler, AtlasPipeline
+from atlas_diffusers.schedulers.adams_bashforth import adams_bashforth
 from atlas_diffusers.schedulers.calibration.calibrator import Calibrator
 from atlas_diffusers.schedulers.calibration.fit import follow, least_squares, ridge_solution
 from atlas_diffusers.schedulers.calibration.model import FunctionModel
 from atlas_diffusers.schedulers.calibration.node_placement import Placement
-from atlas_diffusers.schedulers.calibration.teacher import run_teacher, teacher_sigmas
+from atlas_diffusers.schedulers.calibration.refine import DIFFERENCE, affordable, derivatives, refine
+from atlas_diffusers.schedulers.calibration.tables import StepTable
+from atlas_diffusers.schedulers.calibration.teacher import run_teacher, teacher_sigmas, teacher_steps_that_suffice
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 OPTIONS = {"config": CONFIG, "progress": False}
@@ -85,7 +88,7 @@ def test_other_trajectories_come_closer_to_the_ode(model_and_scheduler, exact):
 def test_the_report_counts_network_calls(model_and_scheduler):
     model, scheduler = model_and_scheduler
     report = scheduler.calibration_report
-    assert report.network_calls == model.calls and report.teacher_calls == 24 * 36
+    assert report.network_calls == model.calls and report.teacher_calls == 24 * 36 + 4 * (36 + 72)
     assert 0.8 * 6000 < report.network_calls <= 6000
 
 
@@ -130,6 +133,15 @@ def test_the_teacher_solves_the_ode(exact):
         found = run_teacher(model, teacher_sigmas(*sigma_range(model), steps))
         assert (found.ends - ends).square().mean(1).sqrt().mean() < tolerance
         assert found.states.shape == (steps, 200, 3) and torch.equal(found.states[0], noise)
+
+
+@pytest.mark.parametrize("ripple, expected", [((0.0, 20), 36), ((0.1, 20), 72), ((0.2, 40), 144)])
+def test_a_teacher_takes_as_many_steps_as_a_stiff_flow_asks_for(ripple, expected):
+    """Of the mixture 36 suffice; with ripples on its noise prediction, as strong guidance makes them, they do not."""
+    height, waves = ripple
+    model = Rows(torch.randn(16, 3, generator=seeded(7), dtype=torch.float64))
+    model.predict = lambda x, t: Mixture()(x, t) + height * torch.sin(waves * x)
+    assert teacher_steps_that_suffice(model, model.plain(5), 36) == expected
 
 
 def test_one_node_of_the_teacher_lies_above_thirty():
@@ -180,6 +192,9 @@ def test_a_calibration_that_is_no_better_is_not_kept():
     assert scheduler.calibrated_steps == [] and not scheduler.calibration_report.steps[3].kept
 
 
+BEFORE = 24 * 3 + 4 * (36 + 72)  # the plain solver, and whether the teacher's steps suffice
+
+
 class Rough(Mixture):
     """A network that is not smooth in x, so that the corrected states of the teacher are not those that it was called at."""
 
@@ -190,10 +205,10 @@ class Rough(Mixture):
 def test_an_interrupted_teacher_goes_on_from_its_cache(tmp_path):
     options = {"batch_size": 8, "cache": tmp_path, "counts": (3,)}
     with pytest.raises(KeyboardInterrupt):
-        calibrate(Rough(fails_after=38 * 8 + 40), **options)
+        calibrate(Rough(fails_after=BEFORE + 38 * 8 + 40), **options)
     assert [file.name for file in tmp_path.iterdir()] == ["teacher-00000.safetensors"]
     resumed = calibrate(Rough(), **options)
-    assert resumed.calibration_report.teacher_calls == 38 * 16 + 2 * 8  # two calls a trajectory tell the model
+    assert resumed.calibration_report.teacher_calls == 4 * (36 + 72) + 38 * 16 + 2 * 8  # two calls a trajectory tell the model
     assert resumed.config.calibration == calibrate(Rough(), (3,), batch_size=8).config.calibration
     with pytest.raises(ValueError, match="teacher-00000.safetensors belongs to another calibration"):
         calibrate(Rough(), **options, generator=seeded(1))
@@ -203,14 +218,14 @@ def test_an_interrupted_teacher_goes_on_from_its_cache(tmp_path):
 
 def test_an_interrupted_search_loses_one_table(tmp_path):
     whole = calibrate(Rough(), (3,))
-    before = 24 * (36 + 2) + 24 * 3 * 5
+    before = BEFORE + 24 * (36 + 2) + 24 * 3 * 5
     with pytest.raises(KeyboardInterrupt):
         calibrate(Rough(fails_after=before + 1), (3,), cache=tmp_path)
     resumed = calibrate(Rough(), (3,), cache=tmp_path)
     assert resumed.config.calibration == whole.config.calibration
     assert resumed.calibration_report.network_calls == whole.calibration_report.network_calls - 24 * (36 + 3 * 5) + 24 * 2
     again = calibrate(Rough(), (3,), cache=tmp_path)
-    assert again.calibration_report.network_calls == 24 * (2 + 3)  # what tells the model, and the plain solver
+    assert again.calibration_report.network_calls == BEFORE + 24 * 2
     assert again.config.calibration == whole.config.calibration
 
 
@@ -237,7 +252,7 @@ def test_tables_are_chosen_by_trajectories_that_they_were_not_fitted_to():
     report = {}
     model = Rows(torch.randn(9, 3, generator=seeded(2), dtype=torch.float64))
     teacher = run_teacher(model, teacher_sigmas(*sigma_range(model), 36))
-    calibrator = Calibrator(model, teacher, None)
+    calibrator = Calibrator(model, teacher, {6: model.plain(6)}, None)
     table, report = calibrator.table(6, 12)
     errors = follow(model, teacher, table).errors
     held_out = torch.tensor([2, 5, 8])
@@ -289,3 +304,46 @@ def test_a_pipeline_without_text_takes_no_prompts(tiny_pipeline):
     tiny_pipeline.text_encoder = None
     with pytest.raises(ValueError, match="this pipeline has no text_encoder; give prompt_embeds"):
         AtlasMultistepScheduler.calibrate(tiny_pipeline, (3,), prompts=["red heart"], progress=False)
+
+
+@pytest.fixture(scope="module")
+def raw():
+    """The mixture's trajectories in float64, and four nodes with the weights of Adams-Bashforth of order 2."""
+    model = Rows(torch.randn(48, 3, generator=seeded(5), dtype=torch.float64))
+    teacher = run_teacher(model, teacher_sigmas(*sigma_range(model), 36))
+    sigmas = [teacher.sigmas[node] for node in (0, 14, 22, 30)]
+    angles = [*np.arctan(sigmas), 0.0]
+    weights = [[0.0] * max(0, n - 1) + adams_bashforth(angles[max(0, n - 1) : n + 1], angles[n + 1]) for n in range(4)]
+    return model, teacher, follow(model, teacher, StepTable(sigmas, weights, [0.0] * 4)), torch.arange(48) % 3 != 2
+
+
+def test_differences_are_those_of_the_whole_table(raw):
+    """Where a number is changed in the middle, only the calls after it are made again; the end is that of all calls."""
+    model, teacher, candidate, _ = raw
+    unknowns = affordable(4, 1000)
+    assert len(unknowns) == 2 + 3 + 4 + 5 + 3  # rows with their scales, and all nodes but the first
+    before = model.calls
+    columns = derivatives(model, candidate, unknowns)
+    assert model.calls - before == 48 * (1 + sum(unknown.cost for unknown in unknowns))
+    for unknown, column in zip(unknowns, columns.unbind(-1)):
+        moved = follow(model, teacher, unknown.changed(candidate.table, DIFFERENCE)).way.ends
+        torch.testing.assert_close(column, (moved - candidate.way.ends) / DIFFERENCE, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("budget", [3, 14, 22, 60])
+def test_a_refined_table_is_better_on_trajectories_held_out(raw, budget):
+    model, teacher, candidate, train = raw
+
+    def score(errors):
+        return errors[~train].mean().item()
+
+    before = model.calls
+    found, spent = refine(model, teacher, candidate, train, budget, score)
+    assert model.calls - before == 48 * spent and spent <= budget
+    assert (found is candidate) == (budget == 3)
+    assert score(found.errors) <= {3: 1.0, 14: 0.8, 22: 0.7, 60: 0.4}[budget] * score(candidate.errors)
+
+
+def test_steps_that_do_not_help_are_not_taken(raw):
+    model, teacher, candidate, train = raw
+    assert refine(model, teacher, candidate, train, 60, lambda errors: 0.0)[0] is candidate

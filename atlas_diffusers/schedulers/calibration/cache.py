@@ -86,17 +86,17 @@ class Cache:
     def _teacher_file(self, rows: slice) -> Path:
         return self.folder / f"teacher-{rows.start:05}.safetensors"
 
-    def read_tried(self, steps: int, teacher: Trajectories) -> dict[tuple, dict]:
-        """What was stored of tables of ``steps`` nodes on these trajectories, by their nodes."""
+    def read_tables(self, steps: int, teacher: Trajectories) -> dict[tuple, dict]:
+        """What was stored of tables of ``steps`` nodes on these trajectories, by their keys."""
         file = self._tables_file(steps)
         stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         if stored.get("teacher") != identity(teacher):
             return {}
-        return {tuple(entry["nodes"]): entry for entry in stored["tried"]}
+        return {tuple(entry["key"]): entry for entry in stored["tables"]}
 
-    def write_tried(self, steps: int, teacher: Trajectories, tried: list[dict]) -> None:
+    def write_tables(self, steps: int, teacher: Trajectories, tables: list[dict]) -> None:
         """Store the tables of ``steps`` nodes that were tried so far."""
-        write_text(self._tables_file(steps), json.dumps({"teacher": identity(teacher), "tried": tried}))
+        write_text(self._tables_file(steps), json.dumps({"teacher": identity(teacher), "tables": tables}))
 
     def _tables_file(self, steps: int) -> Path:
         return self.folder / f"tables-{steps:03}.json"

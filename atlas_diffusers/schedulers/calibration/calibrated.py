@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 
 from ..scheduling_atlas_multistep import AtlasMultistepScheduler
 from .cache import Cache
-from .calibrator import Calibrator, StepReport, calls_for_tables, planned_calls, teach
+from .calibrator import Calibrator, StepReport, planned_calls, teach
 from .model import FunctionModel, Model
 from .pipeline import PipelineModel
 from .tables import Calibration, StepTable
-from .teacher import teacher_sigmas
+from .teacher import teacher_sigmas, teacher_steps_that_suffice
 
 FEWEST_TRAJECTORIES = 8
 PIPELINE_BATCH = 8
@@ -134,12 +134,16 @@ def calibrate(
     for model, counts in groups:
         folder = settings.cache / f"from-{counts[0]}" if settings.cache and model.begin else settings.cache
         cache = None if folder is None else Cache(folder)
-        lowest, calls_before = model.scheduler.process.ends[1].sigma_hat, model.calls
-        sigmas = teacher_sigmas(lowest, model.top, settings.teacher_steps)
-        calibrator = Calibrator(model, teach(model, sigmas, cache, settings.progress), cache)
-        teacher_calls += model.calls - calls_before
-        calls = [steps - model.begin for steps in counts]
-        share = calls_for_tables(budget, model.count, settings.teacher_steps, calls)
+        calls, calls_before = [steps - model.begin for steps in counts], model.calls
+        plain = {n: model.plain(n) for n in calls}
+        teacher_steps = teacher_steps_that_suffice(model, plain[max(calls)], settings.teacher_steps)
+        if settings.progress and teacher_steps > settings.teacher_steps:
+            tqdm.write(f"the flow is stiff, as strong guidance makes it: the teacher takes {teacher_steps} steps")
+        spent = model.calls - calls_before + model.count * teacher_steps  # also where a cache has some of it
+        sigmas = teacher_sigmas(model.scheduler.process.ends[1].sigma_hat, model.top, teacher_steps)
+        calibrator = Calibrator(model, teach(model, sigmas, cache, settings.progress), plain, cache)
+        teacher_calls += model.calls - calls_before - model.count * sum(calls)
+        share = max(0, (budget - spent) // model.count // len(calls))
         for steps in tqdm(counts, desc="step counts", disable=not settings.progress):
             table, reports[steps] = calibrator.table(steps - model.begin, share, before.get((steps, model.begin)))
             if reports[steps].kept:

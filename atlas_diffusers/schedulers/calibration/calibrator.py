@@ -1,7 +1,7 @@
 """Calibration of the multistep solver: a teacher's trajectories, nodes placed on them, coefficients fitted on-policy."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from tqdm.auto import tqdm
@@ -12,7 +12,7 @@ from .model import Model
 from .node_placement import Placement
 from .refine import refine
 from .tables import StepTable
-from .teacher import Trajectories, kept, run_teacher
+from .teacher import CHECKED, Trajectories, kept, run_teacher
 
 # weight of inner residuals, ridge: each serves distributions that those before it do not
 PLACEMENTS = (
@@ -21,8 +21,6 @@ PLACEMENTS = (
 )  # fmt: skip
 HELD_OUT = 3
 FEWEST_TABLES = 2
-REFINED = {}
-REFINED_SHARE = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,81 +39,93 @@ class Calibrator:
     Args:
         model: what is calibrated.
         teacher: its trajectories; every third is held out.
+        plain: where the uncalibrated solver goes, by network calls.
         cache: of what was tried.
     """
 
-    def __init__(self, model: Model, teacher: Trajectories, cache: Cache | None):
-        self.model, self.teacher, self.cache = model, teacher, cache
+    def __init__(self, model: Model, teacher: Trajectories, plain: dict[int, torch.Tensor], cache: Cache | None):
+        self.model, self.teacher, self.plain, self.cache = model, teacher, plain, cache
         self.train = torch.arange(len(teacher.ends), device=teacher.ends.device) % HELD_OUT != HELD_OUT - 1
         self.placement = Placement(teacher.part(self.train), from_top=not model.scales_noise)
 
     def table(self, steps: int, calls: int, before: StepTable | None = None) -> tuple[StepTable, StepReport]:
         """The best table found by ``calls`` network calls a trajectory, against the plain solver and the table ``before``."""
-        reserved = REFINED.get(steps, 0) if calls < 100 else int(calls * REFINED_SHARE)
-        found, spent = self._search(steps, max((calls - reserved) // steps, FEWEST_TABLES))
-        while spent + steps < calls and reserved:
-            better, cost = refine(self.model, self.teacher, found, self.train, calls - spent, self.score)
-            spent += cost
-            if better is found:
-                break
-            found = better
+        found = self._refined(steps, calls)
         if before is not None:
-            found = min(found, follow(self.model, self.teacher, before), key=lambda candidate: self.score(candidate.errors))
-        calibrated, plain = self.held_out(found.errors), self.held_out(self.plain_errors(steps))
+            found = min(found, follow(self.model, self.teacher, before), key=lambda candidate: self.held_out(candidate.errors))
+        calibrated, plain = self.held_out(found.errors), self.held_out(distances(kept(self.plain[steps]), self.teacher.ends))
         return found.table, StepReport(plain, calibrated, calibrated < plain)
 
-    def _search(self, steps: int, evaluations: int) -> tuple[Candidate, int]:
-        """The best nodes of ``evaluations`` tables, with their coefficients, and the calls a trajectory that they took."""
+    def _refined(self, steps: int, calls: int) -> Candidate:
+        """The best nodes, and Gauss-Newton steps from there for as long as they help."""
+        reserved = calls_to_refine(steps, calls)
+        stored = {} if self.cache is None else self.cache.read_tables(steps, self.teacher)
+        if (key := ("refined", calls)) in stored:
+            return self._read(stored[key])
+        tried = self._search(steps, max((calls - reserved) // steps, FEWEST_TABLES), stored)
+        found, last, spent = tried[self._best(tried)], None, steps * len(tried)
+        if reserved and found.way is None:
+            found = follow(self.model, self.teacher, found.table)
+        while reserved and found is not last:
+            last = found
+            found, cost = refine(self.model, self.teacher, last, self.train, calls - spent, self.held_out)
+            spent += cost
+        self._store(steps, tried | {key: found})
+        return found
+
+    def _search(self, steps: int, evaluations: int, stored: dict[tuple, dict]) -> dict[tuple, Candidate]:
+        """``evaluations`` tables by their nodes: those of several placements, and the best of them moved."""
         tried = {}
-        stored = {} if self.cache is None else self.cache.read_tried(steps, self.teacher)
         for settings in PLACEMENTS:
             if len(tried) < (2 * evaluations + 2) // 3:
                 self._try(self.placement.place(steps, *settings), tried, stored)
         moves = self.placement.moves(steps)
         while len(tried) < evaluations and (move := next(moves, None)):
-            best = min(tried, key=lambda nodes: self.score(tried[nodes].errors))
-            self._try(self.placement.moved(best, *move), tried, stored)
-        return min(tried.values(), key=lambda candidate: self.score(candidate.errors)), steps * len(tried)
+            self._try(self.placement.moved(self._best(tried), *move), tried, stored)
+        return tried
+
+    def _best(self, tried: dict[tuple, Candidate]) -> tuple:
+        """The nodes that serve held-out trajectories best; the ways of all others are forgotten."""
+        best = min(tried, key=lambda nodes: self.held_out(tried[nodes].errors))
+        tried.update({nodes: replace(candidate, way=None) for nodes, candidate in tried.items() if nodes != best})
+        return best
 
     def held_out(self, errors: torch.Tensor) -> float:
         """Mean over the trajectories that nothing was fitted to."""
         return errors[~self.train].mean().item()
 
-    def score(self, errors: torch.Tensor) -> float:
-        """What candidates are compared by."""
-        return self.held_out(errors)
-
-    def _try(self, nodes: list[int] | None, tried: dict[tuple, Candidate], stored: dict[tuple, dict]) -> None:
+    def _try(self, nodes: Sequence[int] | None, tried: dict[tuple, Candidate], stored: dict[tuple, dict]) -> None:
         """Fit these nodes, unless they were tried before."""
         if nodes is None or (key := tuple(nodes)) in tried:
             return
         if key in stored:
-            table, errors = StepTable(**stored[key]["table"]), torch.tensor(stored[key]["errors"], dtype=torch.float64)
-            tried[key] = Candidate(table, None, errors.to(self.teacher.ends.device))
+            tried[key] = self._read(stored[key])
             return
         tried[key] = fit(self.model, self.teacher, nodes, self.train)
+        self._store(len(nodes), tried)
+
+    def _store(self, steps: int, tried: dict[tuple, Candidate]) -> None:
         if self.cache is not None:
             entries = [
-                {"nodes": nodes, "table": asdict(candidate.table), "errors": candidate.errors.tolist()}
-                for nodes, candidate in tried.items()
+                {"key": key, "table": asdict(candidate.table), "errors": candidate.errors.tolist()}
+                for key, candidate in tried.items()
             ]
-            self.cache.write_tried(len(nodes), self.teacher, entries)
+            self.cache.write_tables(steps, self.teacher, entries)
 
-    def plain_errors(self, steps: int) -> torch.Tensor:
-        """Of the uncalibrated solver, one a trajectory."""
-        ends = self.model.plain(steps)
-        return distances(kept(ends), self.teacher.ends)
+    def _read(self, entry: dict) -> Candidate:
+        errors = torch.tensor(entry["errors"], dtype=torch.float64, device=self.teacher.ends.device)
+        return Candidate(StepTable(**entry["table"]), None, errors)
 
 
-def calls_for_tables(budget: int, count: int, teacher_steps: int, calls: Sequence[int]) -> int:
-    """Network calls a trajectory for the tables of one number of calls, when ``budget`` are divided among all of them."""
-    return max(0, (budget // count - teacher_steps - sum(calls)) // len(calls))
+def calls_to_refine(steps: int, calls: int) -> int:
+    """Of ``calls`` a trajectory, those for Gauss-Newton steps: half, where that is enough for the last two rows of a table."""
+    return calls // 2 if calls // 2 >= 2 * steps + 2 else 0
 
 
 def planned_calls(budget: int, count: int, teacher_steps: int, calls: Sequence[int]) -> int:
-    """Network calls that all of it takes."""
-    share = calls_for_tables(budget, count, teacher_steps, calls)
-    return count * (teacher_steps + sum(n + n * max(share // n, FEWEST_TABLES) for n in calls))
+    """Network calls that all of it takes where the teacher's steps suffice."""
+    fixed = count * (teacher_steps + sum(calls)) + CHECKED * 3 * teacher_steps
+    return max(budget, fixed + count * FEWEST_TABLES * sum(calls))
 
 
 def teach(model: Model, sigmas: list[float], cache: Cache | None, progress: bool) -> Trajectories:

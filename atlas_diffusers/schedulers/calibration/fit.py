@@ -76,14 +76,6 @@ def least_squares(columns: torch.Tensor, wanted: torch.Tensor, ridge: float) -> 
     return torch.linalg.solve(matrix / norms / norms[:, None] + penalty, right / norms) / norms
 
 
-def held_out_solution(
-    columns: torch.Tensor, wanted: torch.Tensor, train: torch.Tensor, ridges: Sequence[float]
-) -> list[float]:
-    """Of ridge solutions of the training rows the one that serves the held-out rows best."""
-    found = [ridge_solution(columns[train], wanted[train], ridge) for ridge in ridges]
-    return min(found, key=lambda c: distance(columns[~train] @ c, wanted[~train])).tolist()
-
-
 class Fit:
     """
     Regresses the teacher's state at the next node on ``v_0 ... v_n`` and ``x_n``, relative to Adams-Bashforth of order 2, in
@@ -112,7 +104,9 @@ class Fit:
         row[-BASE_ORDER:] = adams_bashforth(self.angles[: n + 1][-BASE_ORDER:], target)
         base = kept(advance(x, self.velocities, row))
         columns = torch.stack([kept(column).double() for column in (*self.velocities, x)], -1)
-        best = held_out_solution(columns, goal.double() - base.double(), self.train, RIDGES)
+        wanted, train = goal.double() - base.double(), self.train
+        found = [ridge_solution(columns[train], wanted[train], ridge) for ridge in RIDGES]
+        best = min(found, key=lambda c: distance(columns[~train] @ c, wanted[~train])).tolist()
         self.weights.append([a + b for a, b in zip(row, best)])
         self.scales.append(best[-1])
         return advance(x * (1 + self.scales[-1]), self.velocities, self.weights[-1])

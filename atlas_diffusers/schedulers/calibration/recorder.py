@@ -1,9 +1,12 @@
 """A scheduler that takes the place of a pipeline's own, so that whoever drives the pipeline chooses levels and samples."""
 
+from dataclasses import replace
+
 import torch
 
 from ...schedules.levels import CLEAN
-from ...schedules.time_grid import Request
+from ...schedules.time_grid import Request, as_tensor
+from ..position import Run
 from ..scheduling_atlas_multistep import AtlasMultistepScheduler
 from ..scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
@@ -43,13 +46,14 @@ class Recorder(AtlasMultistepScheduler):
 
     def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, mu=None) -> None:
         self.even, self.begin = BaseScheduler._build_grid(self, Request(num_inference_steps, timesteps, sigmas, mu)), 0
-        self.num_inference_steps, self._grid = len(self.even.source), self.nodes(self.given)
-        # image-to-image leaves the first of its timesteps out
-        skipped = self.num_inference_steps - len(self.given)
-        times = self._grid.timesteps[:1] * skipped + self._grid.timesteps
-        levels = [self.process.sigma(level) for level in (*self._grid.source[:1] * skipped, *self._grid.source, CLEAN)]
-        self.timesteps = torch.tensor(times, dtype=torch.float32, device=device)
-        self.sigmas = torch.tensor(levels, dtype=torch.float32)
+        steps, nodes = len(self.even.source), self.nodes(self.given)
+        skipped = steps - len(self.given)  # image-to-image leaves the first of its timesteps out
+        lists = {name: getattr(nodes, name) for name in ("timesteps", "source", "target")}
+        grid = replace(nodes, **{name: values[:1] * skipped + values for name, values in lists.items()})
+        levels = as_tensor(grid.source, torch.float64).T
+        times = torch.tensor(grid.timesteps, dtype=torch.float32, device=device)
+        numbers = torch.tensor([self.process.sigma(level) for level in (*grid.source, CLEAN)], dtype=torch.float32)
+        self._runs.start(Run(grid, times, numbers, levels, steps))
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         self.begin, calls = begin_index, self.num_inference_steps - begin_index

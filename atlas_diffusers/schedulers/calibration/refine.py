@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .fit import Candidate, follow, held_out_solution
+from .fit import Candidate, distance, follow, ridge_solution
 from .model import Model
 from .tables import StepTable
 from .teacher import Trajectories, advance, kept
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 DIFFERENCE = 0.02  # of coefficients of vectors of unit size, and of log σ̂
+LONGEST = 0.25  # step of any number, beyond which differences say little
 SHORTENED = (1.0, 0.5)  # parts of a step that are tried
 
 
@@ -80,7 +81,7 @@ def refine(model: Model, teacher: Trajectories, candidate: Candidate, train: tor
     spent = 1 + sum(unknown.cost for unknown in unknowns)
     columns = derivatives(model, candidate, unknowns)
     wanted = teacher.ends.double() - kept(candidate.way.ends).double()
-    solution = held_out_solution(columns, wanted, train, RIDGES)
+    solution = damped_solution(columns, wanted, train)
     for part in SHORTENED:
         if spent + calls > budget:
             break
@@ -95,6 +96,13 @@ def refine(model: Model, teacher: Trajectories, candidate: Candidate, train: tor
         if score(found.errors) < score(candidate.errors):
             return found, spent
     return candidate, spent
+
+
+def damped_solution(columns: torch.Tensor, wanted: torch.Tensor, train: torch.Tensor) -> list[float]:
+    """Of ridge solutions of the training rows, none of them longer than ``LONGEST``, the one that serves held-out rows best."""
+    found = [ridge_solution(columns[train], wanted[train], ridge) for ridge in RIDGES]
+    found = [solution * (LONGEST / solution.abs().max()).clamp(max=1) for solution in found]
+    return min(found, key=lambda c: distance(columns[~train] @ c, wanted[~train])).tolist()
 
 
 def derivatives(model: Model, candidate: Candidate, unknowns: Sequence[Unknown]) -> torch.Tensor:

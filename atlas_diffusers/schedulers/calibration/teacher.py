@@ -1,6 +1,7 @@
 """The teacher of a calibration: fine solutions of a model's probability-flow ODE."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import cache
 
@@ -11,6 +12,7 @@ from .model import Model
 
 TEACHER_ORDER, TEACHER_SCALE = 4, 0.05
 MOST_COORDINATES = 16_384
+CHECKED, TEACHER_SHARE, MOST_TEACHER_STEPS = 4, 0.1, 300
 HIGHEST_NODE = 30.0  # σ̂ above which the flow is a straight line
 
 
@@ -97,6 +99,36 @@ def run_teacher(model: Model, sigmas: list[float], rows: slice = slice(None), pr
     teacher = Teacher(sigmas, progress)
     model.march(sigmas, teacher, rows=rows)
     return teacher.trajectories()
+
+
+def teacher_steps_that_suffice(model: Model, plain: torch.Tensor, steps: int) -> int:
+    """
+    ``steps``, doubled until twice as many would move the ends of a few trajectories by less than a tenth of what the plain
+    solver is away from them: strong guidance makes a flow so stiff that the ends of 36 steps are nowhere near.
+
+    Args:
+        plain: where the plain solver goes, (trajectories, d).
+        steps: network calls of one trajectory.
+    """
+    rows, lowest = slice(0, min(model.count, CHECKED)), model.scheduler.process.ends[1].sigma_hat
+
+    def ends(steps: int) -> torch.Tensor:
+        return run_teacher(model, teacher_sigmas(lowest, model.top, steps), rows).ends
+
+    coarse = ends(steps)
+    while True:
+        fine = ends(2 * steps)
+        moved, left = ((end - fine).square().mean(1).sqrt().median().item() for end in (coarse, kept(plain[rows])))
+        if moved <= TEACHER_SHARE * left:
+            return steps
+        if 2 * steps > MOST_TEACHER_STEPS:
+            warnings.warn(
+                f"the teacher's ends still move by {moved:.2g} from {steps} to {2 * steps} steps, where the plain solver is "
+                f"{left:.2g} away: tables for so stiff a flow may not help; use weaker guidance",
+                stacklevel=6,
+            )
+            return steps
+        steps, coarse = 2 * steps, fine
 
 
 def interpolating(angles: list[float]) -> list[float]:
