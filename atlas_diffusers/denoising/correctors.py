@@ -21,7 +21,7 @@ class LangevinCorrector:
     a correction makes stale, gains at very few steps only.
 
     Args:
-        scheduler: one whose steps are set, and that has not begun, for any prediction type of ours.
+        scheduler: one whose steps are set, for any prediction type of ours.
         steps: Langevin steps after every step of the scheduler.
         snr: r; 0.16 in the paper.
         generator: draws z.

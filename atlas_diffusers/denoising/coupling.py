@@ -10,7 +10,7 @@ from diffusers.utils import logging
 from ..bridges import BridgeCoupling, GatedBridge, SchrodingerBridgeSolver
 from ..schedules import NoiseLevel
 from .denoiser import Denoiser
-from .process import noise_level
+from .process import is_flow, noise_level
 
 logger = logging.get_logger(__name__)
 LEVELS = 250  # of the noise process among which the gate is looked for
@@ -134,7 +134,8 @@ class CoupledDenoiser:
 def gate_timestep(scheduler: Any, solvers: list[SchrodingerBridgeSolver], gate: float) -> tuple[float, float]:
     """
     The first timestep of a scheduler's process, and the one where the gate shuts: where a sample of the references themselves
-    would have ``gate`` effective references, in the first of all groups.
+    would have ``gate`` effective references, in the first of all groups. A flow's shift is taken from the scheduler, because
+    timesteps that are chosen so are levels already.
     """
     levels = copy.deepcopy(scheduler)
     levels.set_timesteps(LEVELS)
@@ -144,6 +145,8 @@ def gate_timestep(scheduler: Any, solvers: list[SchrodingerBridgeSolver], gate: 
         level = noise_level(levels, levels.timesteps[middle])
         shut = min(solver.posterior_size(*level) for solver in solvers) < gate
         low, high = (low, middle) if shut else (middle + 1, high)
+    if is_flow(levels) and hasattr(scheduler, "set_shift"):
+        scheduler.set_shift(1.0)
     return levels.timesteps[0].item(), levels.timesteps[low].item()
 
 

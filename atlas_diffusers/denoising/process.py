@@ -1,10 +1,12 @@
 """The noise process that a scheduler samples, as a denoiser must know it."""
 
 import copy
+import math
 from typing import Any
 
 import torch
 
+from ..schedulers import BaseScheduler
 from ..schedules import NoiseLevel, data_coefficients, output_coefficients
 from ..schedules.predictions import check_prediction_type
 
@@ -24,7 +26,19 @@ def noise_level(scheduler: Any, timestep: torch.Tensor) -> NoiseLevel:
     """
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64, device=timestep.device)
     zero, at = torch.zeros_like(one), timestep.reshape(1)
-    return NoiseLevel(noised(scheduler, one, zero, at).item(), noised(scheduler, zero, one, at).item())
+    values = []
+    for data, noise in ((one, zero), (zero, one)):
+        reader = copy.copy(scheduler)
+        if not isinstance(scheduler, BaseScheduler):
+            # Diffusers' schedulers answer by their step, not by the timestep, once they have begun
+            reader._step_index = reader._begin_index = None
+        values.append(noised(reader, data, noise, at).item())
+    return NoiseLevel(*values)
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether the levels of a scheduler whose steps are set are those of a flow, ``α + σ = 1``."""
+    return math.isclose(sum(noise_level(scheduler, scheduler.timesteps[len(scheduler.timesteps) // 2])), 1, abs_tol=1e-4)
 
 
 class SchedulerProcess:
@@ -32,13 +46,11 @@ class SchedulerProcess:
     The noise process of a scheduler, ours or Diffusers': levels, the network's view of a sample, the meaning of predictions.
 
     Args:
-        scheduler: one whose steps are set, and that has not begun.
+        scheduler: one whose steps are set.
     """
 
     def __init__(self, scheduler: Any):
         self.scheduler = scheduler
-        # Diffusers' schedulers answer by their step once they have begun; this copy never begins
-        self._table = copy.deepcopy(scheduler)
 
     @property
     def prediction_type(self) -> str:
@@ -55,7 +67,7 @@ class SchedulerProcess:
 
     def level(self, timestep: torch.Tensor) -> NoiseLevel:
         """α and σ at a timestep."""
-        return noise_level(self._table, timestep)
+        return noise_level(self.scheduler, timestep)
 
     def network_input(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """What the network is given for the scheduler's sample ``x``; the same where the scheduler has no scaling."""
