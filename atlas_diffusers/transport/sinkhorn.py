@@ -17,6 +17,7 @@ from .operator_cost import OperatorCost
 from .penalties import penalties
 from .potentials import Potentials
 from .sinkhorn_output import SinkhornOutput
+from .small import one_thread
 from .solver import Solver
 from .stabilised import OperatorKernel
 
@@ -58,8 +59,8 @@ def entropic_transport(
         b: column weights (..., m), of the same total.
         tolerance: L1 error of the row marginal over the total mass; columns are exact. From 1e-5 on the kernel is float32
             where ε allows, below it is float64.
-        max_iterations: limit. One iteration is a product with the kernel and one with its transpose, or three such pairs
-            where they are tiny.
+        max_iterations: limit. One iteration is a product with the kernel and one with its transpose, or up to eight such
+            pairs where they are tiny; problems that fit the cache are solved on one thread.
         init: potentials ``(f, g)`` to start from, such as an output's; ``(None, g)`` takes f from g, for new points x.
         rho: ρ of penalties ``ρ KL(P1 | a)`` and ``ρ KL(Pᵀ1 | b)`` in place of the marginals, in the unit of the cost; of a
             pair, ``None`` keeps that marginal. Chizat et al. 2016 (arXiv 1607.05816).
@@ -82,7 +83,7 @@ def entropic_transport(
     epsilons = check_epsilon(epsilon, shape)
     marginals = Marginals.of(a, b, shape, sizes, device, rho == (math.inf, math.inf), options.reads)
     start = check_init(init, shape, sizes, device, options.reads)
-    with torch.no_grad():
+    with torch.no_grad(), one_thread(math.prod(shape) * math.prod(sizes)):
         solver = Solver(geometry.detach(), epsilons, marginals.detach(), rho, options)
         solution, found = solver.solve(start), solver.cost
         weights = (marginals.a, marginals.b) if marginals.has_zeros else (None, None)
@@ -96,7 +97,7 @@ def entropic_transport(
     else:
         marginals = marginals.detach()
     output = _output(solution, found, marginals, shape, rho, options, solver.applications, geometry.targets, geometry.dtype)
-    return _with_known_error(output) if options.reads else output
+    return _with_known_error(output, solver.rounding) if options.reads else output
 
 
 def _geometry(x: torch.Tensor | None, y: torch.Tensor | None, cost: torch.Tensor | None) -> Geometry:
@@ -238,13 +239,20 @@ def _output(
     )
 
 
-def _with_known_error(output: SinkhornOutput) -> SinkhornOutput:
-    """The output with an error that its plan has, and a warning if that is above the tolerance."""
-    rounding, error = torch.stack((output.rounding.max(), output.row_error.max())).tolist()
+def _with_known_error(output: SinkhornOutput, rounding: float = math.inf) -> SinkhornOutput:
+    """
+    The output with an error that its plan has, and a warning if that is above the tolerance.
+
+    Args:
+        output: of a solver that reads its errors.
+        rounding: a bound of what the rounding of potentials does to the plan, where one is known.
+    """
+    if rounding > VISIBLE_ROUNDING * output.tolerance:
+        rounding = float(output.rounding.detach().max())
     exhausted = rounding > VISIBLE_ROUNDING * output.tolerance
     if exhausted:
         output = replace(output, row_error=output.measured_error.detach())
-        error = float(output.row_error.max())
+    error = float(output.row_error.detach().max())
     if not error <= output.tolerance:
         cause = f"has not converged in {output.iterations} iterations"
         remedy = "allow more iterations or a larger epsilon"

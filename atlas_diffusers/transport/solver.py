@@ -1,6 +1,7 @@
 """Entropic transport of points and cost matrices: the precision, start and annealing of the solver."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -9,6 +10,7 @@ from .geometry import Geometry
 from .inputs import Marginals, Options
 from .penalties import penalties
 from .potentials import Potentials
+from .small import CACHE_ENTRIES, SmallSolver, Stage
 from .split_costs import SplitCost
 from .stabilised import SplitKernel
 
@@ -45,7 +47,7 @@ class Solver:
         self.geometry, self.epsilon, self.marginals, self.rho, self.options = geometry, epsilon, marginals, rho, options
         if marginals.has_zeros:
             self.geometry = geometry.without(marginals)
-        self.applications = 0
+        self.applications, self.rounding = 0, math.inf
         wide = options.tolerance < SINGLE_TOLERANCE or 0 < marginals.smallest < SINGLE_WEIGHT
         self.dtype = self._product_dtype = torch.float64 if wide else torch.float32
         self.cost = self._cost()
@@ -70,6 +72,9 @@ class Solver:
         self._reaches = [extent.reach / epsilon for extent, epsilon in zip(extents, self.epsilon)]
         if not math.isfinite(max(self._reaches)):
             raise ValueError(self.geometry.finite)
+        if self.rho == (math.inf, math.inf):  # potentials of a solution lie within twice the diameter
+            largest = max(extent.diameter / epsilon for extent, epsilon in zip(extents, self.epsilon))
+            self.rounding = 4 * torch.finfo(torch.float64).eps * largest
         if UNIT_ROUNDOFF * max(self._reaches) <= tolerance / 2:
             self._product_dtype = torch.float32
         ratios = [ANNEAL_BELOW * extent.mean / epsilon for extent, epsilon in zip(extents, self.epsilon)]
@@ -78,6 +83,8 @@ class Solver:
     def solve(self, init: Init | None) -> Potentials:
         """Potentials started from ``init``, or from where the cost says."""
         terms, limit, top = (self.cost.row_term, self.cost.column_term), self.options.max_iterations, max(self._rungs)
+        if self._is_small and init is None and (solution := self._solve_small()) is not None:
+            return replace(solution, f=solution.f + terms[0], g=solution.g + terms[1])
         solution, iterations = None, 0
         if init is not None:
             solution = self._stage(0, self._in_range(init), min(limit, WARM_ITERATIONS) if top else limit, 1)
@@ -89,6 +96,34 @@ class Solver:
             solution = self._stage(rung, inner, limit - iterations, self._sweeps)
             inner, iterations = (solution.f, solution.g), iterations + solution.iterations
         return Potentials(solution.f + terms[0], solution.g + terms[1], solution.error, iterations)
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether the fused loop serves: one problem that fits the cache, with exact marginals, read at every iteration."""
+        entries, marginals = math.prod(self.cost.shape), self.marginals
+        return (
+            entries <= CACHE_ENTRIES
+            and len(self.epsilon) == 1
+            and self.rho == (math.inf, math.inf)
+            and self.options.check_every == 1
+            and entries * self.dtype.itemsize <= self.options.max_bytes
+            and not marginals.has_zeros
+            and self.geometry.device.type == "cpu"
+        )
+
+    def _solve_small(self) -> Potentials | None:
+        (epsilon,), (reach,), (top,) = self.epsilon, self._reaches, self._rungs
+        factors = [ANNEAL_FACTOR**rung for rung in range(top, -1, -1)]
+        stages = [Stage(epsilon * factor, reach / factor, self._tolerance(factor > 1)) for factor in factors]
+        small = SmallSolver(self.cost, self.marginals, self.dtype)
+        solution = small.solve(stages, self.options.max_iterations)
+        self.applications += small.applications
+        return solution
+
+    def _tolerance(self, on_the_way: bool) -> float:
+        """Of a stage: that of annealing is looser."""
+        tolerance = self.options.tolerance
+        return min(max(3 * tolerance, 3e-4), 3e-3) if on_the_way else tolerance
 
     def _in_range(self, init: Init) -> Init:
         """
@@ -113,9 +148,6 @@ class Solver:
 
     def _stage(self, rung: int, inner: Init | None, max_iterations: int, sweeps: int) -> Potentials:
         """Inner potentials at ``4^rung ε``, or at a problem's own top rung where that is lower."""
-        tolerance = self.options.tolerance
-        if rung:
-            tolerance = min(max(3 * tolerance, 3e-4), 3e-3)
         factors = [ANNEAL_FACTOR ** min(rung, top) for top in self._rungs]
         epsilon = [value * factor for value, factor in zip(self.epsilon, factors)]
         reach = max(reach / factor for reach, factor in zip(self._reaches, factors))
@@ -131,7 +163,7 @@ class Solver:
             phi = kernel.phi
         else:
             phi = step.image(psi) if f is None else f / column
-        solution = FixedPoint(step, tolerance, max(1, max_iterations), self.options.check_every).solve(phi, psi)
+        solution = FixedPoint(step, self._tolerance(rung > 0), max(1, max_iterations), self.options.check_every).solve(phi, psi)
         self.applications += kernel.applications
         return solution.times(column)
 

@@ -173,6 +173,8 @@ class PointCost(SplitCost):
             product, regular = x_mean * y_mean, value * directions / 4
             slope = product / (math.sqrt(product + regular**2) + regular)
             factors.append([-slope / mean if mean else 0.0 for mean in (x_mean, y_mean)])
+        if len(factors) == 1:
+            return clouds.x_norm.double() * factors[0][0], clouds.y_norm.double() * factors[0][1]
         column = torch.tensor(factors, dtype=torch.float64, device=self.epsilon.device)
         return clouds.x_norm * column[:, :1], clouds.y_norm * column[:, 1:]
 

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atlas_diffusers.transport import entropic_transport, extrapolate_potentials
+from atlas_diffusers.transport.solver import Solver
 
 
 class Reads(TorchFunctionMode):
@@ -27,8 +28,8 @@ class Reads(TorchFunctionMode):
 @pytest.mark.parametrize("max_bytes", [1, 1500])
 def test_chunks_are_the_stored_kernel(epsilon, max_bytes):
     x, y = cloud(20), cloud(25, seed=1) + 1
-    stored = entropic_transport(x, y, epsilon, tolerance=1e-8)
-    chunked = entropic_transport(x, y, epsilon, tolerance=1e-8, max_bytes=max_bytes)
+    stored = entropic_transport(x, y, epsilon, tolerance=1e-10)
+    chunked = entropic_transport(x, y, epsilon, tolerance=1e-10, max_bytes=max_bytes)
     torch.testing.assert_close(chunked.plan, stored.plan, rtol=0, atol=1e-9)
 
 
@@ -192,3 +193,32 @@ def test_a_start_that_is_off_by_a_constant(rho, constant):
     torch.testing.assert_close(output.row_error, measured, rtol=0, atol=1e-4)
     torch.testing.assert_close(output.plan, expected.plan, rtol=0, atol=1e-7)
     assert output.iterations <= 20
+
+
+@pytest.mark.parametrize("epsilon", [5.0, 0.3, 0.02, 1e-3])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-8])
+def test_the_fused_loop_of_small_problems_has_the_plan_of_the_general_one(epsilon, tolerance):
+    """The general loop serves batches: a batch of one, and weights of very different size, in either precision."""
+    x, y = cloud(60, 2), cloud(50, 2, seed=1) + 1
+    a = torch.logspace(0, -6, 60, dtype=torch.float64)
+    a = a / a.sum()
+    fused = entropic_transport(x, y, epsilon, a, tolerance=tolerance, max_iterations=4000)
+    general = entropic_transport(x.expand(2, -1, -1), y, epsilon, a, tolerance=tolerance, max_iterations=4000)
+    assert fused.converged and general.converged
+    assert (fused.marginals[0] - a).abs().sum() <= 1.05 * tolerance and fused.column_error <= 0.2 * tolerance
+    # plans within the tolerance of the marginals; along Sinkhorn's slowest direction more remains the smaller ε is
+    assert (fused.plan - general.plan[0]).abs().sum() <= max(4, 2 / epsilon) * tolerance
+    assert fused.row_error.item() <= tolerance
+
+
+@pytest.mark.parametrize("n, during", [(40, 1), (400, 2)])
+def test_small_problems_take_one_thread_and_give_the_others_back(n, during, monkeypatch):
+    used = []
+    monkeypatch.setattr(Solver, "solve", lambda self, init: used.append(torch.get_num_threads()) or 1 / 0)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            entropic_transport(cloud(n), cloud(n, seed=1), 1.0)
+        assert used == [during] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
