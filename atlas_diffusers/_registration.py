@@ -1,6 +1,7 @@
 """Make this package's classes known to Diffusers' loader, without importing them."""
 
 import importlib
+from typing import Any
 
 import diffusers
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
@@ -39,7 +40,7 @@ METHODS = {
 class _LazyObjects(dict):
     """The extra objects of the ``diffusers`` module; ours are imported when asked for."""
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: Any):
         value = super().__getitem__(name)
         return getattr(importlib.import_module(PACKAGE), name) if value is _LazyObjects else value
 
@@ -49,6 +50,7 @@ def register() -> None:
     Let ``model_index.json`` name this package, and ``diffusers.CLASS`` find its classes; calling it again changes nothing.
     """
     LOADABLE_CLASSES[PACKAGE] = METHODS
-    if not isinstance(diffusers._objects, _LazyObjects):
-        diffusers._objects = _LazyObjects(diffusers._objects)
-    diffusers._objects.update(dict.fromkeys(CLASSES, _LazyObjects))
+    package: Any = diffusers
+    if not isinstance(package._objects, _LazyObjects):
+        package._objects = _LazyObjects(package._objects)
+    package._objects.update(dict.fromkeys(CLASSES, _LazyObjects))

@@ -215,3 +215,16 @@ def test_modules_import_alone():
         parts = file.relative_to(ROOT).with_suffix("").parts
         if parts[-1] != "__main__":
             importlib.import_module(".".join(p for p in parts if p != "__init__"))
+
+
+def test_every_parameter_has_a_type():
+    bare = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = node.args
+                extra = [each for each in (given.vararg, given.kwarg) if each is not None]
+                for each in (*given.posonlyargs, *given.args, *given.kwonlyargs, *extra):
+                    if each.annotation is None and each.arg not in ("self", "cls"):
+                        bare.append(f"{file.relative_to(PACKAGE)}:{node.lineno} {node.name}({each.arg})")
+    assert not bare

@@ -107,14 +107,14 @@ class MixtureBridge:
         if constant := torch.nonzero(variance <= 1e-24 * (1 + self._target_mean.square()))[:, 0].tolist():
             raise ValueError(f"coordinates {constant[:5]} of y are constant: leave them out, the bridge there is a point")
         self._scale = variance.mean().sqrt().item()
-        clouds = [Cloud(points / self._scale, each.weights) for points, each in zip(centred, (source, target))]
+        start, end = (Cloud(points / self._scale, each.weights) for points, each in zip(centred, (source, target)))
         count = None if self.components == "auto" else int(self.components)
         generator = torch.Generator().manual_seed(self.seed)
         self._potential = fit_potential(
-            *clouds, epsilon / self._scale**2, count, self.covariance_type == "full", generator, self.restarts,
+            start, end, epsilon / self._scale**2, count, self.covariance_type == "full", generator, self.restarts,
             self.max_iterations,
         )  # fmt: skip
-        self.residual = residual(self._potential, *clouds)
+        self.residual = residual(self._potential, start, end)
         if not self.residual <= CONVERGED:
             warnings.warn(
                 f"the bridge is not stationary: its moments are off by {self.residual:.2g} standard deviations; "

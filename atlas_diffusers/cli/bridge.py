@@ -9,7 +9,7 @@ EXAMPLES = """examples:
 """
 
 
-def add_bridge_command(commands) -> None:
+def add_bridge_command(commands: argparse._SubParsersAction) -> None:
     """Add ``bridge plot`` to the subcommands of a parser."""
     bridge = commands.add_parser("bridge", help="draw the Schrödinger-bridge step")
     actions = bridge.add_subparsers(dest="action", required=True)

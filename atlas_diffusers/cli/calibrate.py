@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from .output import no_loading_bars, usable_device
 
@@ -16,7 +17,7 @@ EXAMPLES = """examples:
 LINKED = 2**20  # bytes from which a file is linked, not copied
 
 
-def add_calibrate_command(commands) -> None:
+def add_calibrate_command(commands: argparse._SubParsersAction) -> None:
     """Add ``calibrate`` to the subcommands of a parser."""
     calibrate = commands.add_parser(
         "calibrate",
@@ -101,7 +102,7 @@ def pipeline_arguments(args: argparse.Namespace) -> dict:
     return call
 
 
-def load_pipeline(folder: Path, dtype):
+def load_pipeline(folder: Path, dtype: Any):
     """The pipeline of a folder, of the class that it names; ``OSError`` for one that is damaged."""
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
@@ -116,7 +117,7 @@ def load_pipeline(folder: Path, dtype):
         raise OSError(f"{folder} cannot be loaded: {error}") from error
 
 
-def write_copy(folder: Path, output: Path, scheduler) -> None:
+def write_copy(folder: Path, output: Path, scheduler: Any) -> None:
     """A folder like another one, with this scheduler: whole or not there. Large files are links to the same data."""
     unfinished = output.with_name(f"{output.name}.part")
     try:
@@ -139,7 +140,7 @@ def link_or_copy(source: str, target: str) -> None:
     shutil.copy2(source, target)
 
 
-def write_scheduler(folder: Path, scheduler) -> None:
+def write_scheduler(folder: Path, scheduler: Any) -> None:
     """
     Make this the scheduler of a pipeline's folder. Each file is written beside the old one and renamed, so that a pipeline
     loads at any moment; ``save_config`` of the pipeline would add the path of the folder to its index.

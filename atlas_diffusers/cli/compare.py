@@ -9,7 +9,7 @@ EXAMPLES = """examples:
 """
 
 
-def add_compare_command(commands) -> None:
+def add_compare_command(commands: argparse._SubParsersAction) -> None:
     """Add ``compare`` to the subcommands of a parser."""
     compare = commands.add_parser(
         "compare",

@@ -12,7 +12,7 @@ EXAMPLES = """examples:
 KINDS = ("recipe", "system", "bridge", "kernel", "model", "sampler")
 
 
-def add_config_commands(commands) -> None:
+def add_config_commands(commands: argparse._SubParsersAction) -> None:
     """Add ``config``, ``profiles`` and ``check-hardware`` to the subcommands of a parser."""
     config = commands.add_parser(
         "config", help="check and list configurations", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter

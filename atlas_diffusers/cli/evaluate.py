@@ -12,7 +12,7 @@ EXAMPLES = """examples:
 """
 
 
-def add_evaluate_command(commands) -> None:
+def add_evaluate_command(commands: argparse._SubParsersAction) -> None:
     """Add ``evaluate`` to the subcommands of a parser."""
     evaluate = commands.add_parser(
         "evaluate",

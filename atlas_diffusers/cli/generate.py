@@ -13,7 +13,7 @@ EXAMPLES = """examples:
 """
 
 
-def add_generate_command(commands) -> None:
+def add_generate_command(commands: argparse._SubParsersAction) -> None:
     generate = commands.add_parser(
         "generate",
         help="pictures from prompts",

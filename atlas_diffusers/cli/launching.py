@@ -4,6 +4,7 @@ import logging
 import signal
 import subprocess
 import types
+from typing import Any
 
 SCRIPT = "atlas_diffusers.training.script"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -48,7 +49,7 @@ def _one(command: list[str], environment: dict[str, str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _several(launcher, options) -> int:
+def _several(launcher: Any, options: Any) -> int:
     """torchrun starts the processes, passes signals on, and reports the first one that failed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -15,7 +15,7 @@ INIT_EXAMPLES = """examples:
 """
 
 
-def add_recipe_commands(commands) -> None:
+def add_recipe_commands(commands: argparse._SubParsersAction) -> None:
     """Add ``recipes`` and ``init`` to the subcommands of a parser."""
     options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     recipes = commands.add_parser("recipes", help="recipes that ship with the package", epilog=RECIPES_EXAMPLES, **options)

@@ -2,8 +2,9 @@
 
 import argparse
 import inspect
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -22,7 +23,7 @@ examples:
 """
 
 
-def add_schedulers_command(commands) -> None:
+def add_schedulers_command(commands: argparse._SubParsersAction) -> None:
     """Add ``schedulers list`` and ``schedulers plot`` to the subcommands of a parser; ``schedules`` is another spelling."""
     schedulers = commands.add_parser("schedulers", aliases=["schedules"], help="list the schedulers, or draw their schedules")
     actions = schedulers.add_subparsers(dest="action", required=True)
@@ -89,7 +90,7 @@ def load_scheduler(name: str):
         raise ValueError(f"{name}: {error}") from error
 
 
-def swapped(pipeline: "AtlasPipeline", cls: "type[SchedulerMixin]") -> "SchedulerMixin":
+def swapped(pipeline: "AtlasPipeline", cls: Any) -> "SchedulerMixin":
     """
     A scheduler of another class for a pipeline, with the pipeline's noise process.
 
@@ -117,11 +118,11 @@ def run_list(args: argparse.Namespace) -> None:
         print(f"{short:{widths[0]}}  {name:{widths[1]}}  {line}")
 
 
-def _one_line(cls) -> str:
+def _one_line(cls: type) -> str:
     """What a class is: its own first line, or its file's where the file holds one algorithm."""
     one_algorithm = ".scheduling_" in cls.__module__
-    text = inspect.getmodule(cls).__doc__ if one_algorithm else inspect.getdoc(cls)
-    return text.partition("\n")[0].replace("`", "")
+    text = sys.modules[cls.__module__].__doc__ if one_algorithm else inspect.getdoc(cls)
+    return str(text).partition("\n")[0].replace("`", "")
 
 
 def run_plot(args: argparse.Namespace) -> None:

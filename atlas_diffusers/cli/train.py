@@ -10,7 +10,7 @@ EXAMPLES = """examples:
 """
 
 
-def add_train_command(commands) -> None:
+def add_train_command(commands: argparse._SubParsersAction) -> None:
     """Add ``train`` to the subcommands of a parser."""
     train = commands.add_parser(
         "train",

@@ -40,7 +40,8 @@ class CLIPConditioningInterface:
     """
 
     def __init__(
-        self, config: ConditioningConfig | None = None, text_encoder=None, tokenizer=None, device: str | torch.device = "cpu"
+        self, config: ConditioningConfig | None = None, text_encoder: Any = None, tokenizer: Any = None,
+        device: str | torch.device = "cpu",
     ):
         if (text_encoder is None) != (tokenizer is None):
             raise ValueError("give a text_encoder and its tokenizer, or neither")
@@ -158,7 +159,7 @@ class _Tower:
 
 
 class _TransformersTower(_Tower):
-    def __init__(self, encoder, tokenizer, length: int | None):
+    def __init__(self, encoder: Any, tokenizer: Any, length: int | None):
         self.encoder, self.tokenizer, self.length = encoder, tokenizer, length or tokenizer.model_max_length
         self.start, self.end, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         if self.length > encoder.config.max_position_embeddings:
@@ -179,7 +180,7 @@ class _TransformersTower(_Tower):
 class _OpenClipTower(_Tower):
     pad = 0
 
-    def __init__(self, model, tokenizer, length: int | None):
+    def __init__(self, model: Any, tokenizer: Any, length: int | None):
         self.model, self.tokenizer = model, tokenizer
         self.length = length or tokenizer.context_length
         self.start, self.end = (getattr(tokenizer, name, None) for name in ("sot_token_id", "eot_token_id"))

@@ -19,13 +19,15 @@ class BridgeConfig(StrictModel):
     steps: int | None = Field(
         None, ge=1, description="bridge steps of its own above the gate, the network's steps then all lie below it; null: none"
     )
-    strength: float = Field(1.0, ge=0, le=1, description="weight of the correction in mode correct")
-    epsilon: float = Field(1.0, gt=0, allow_inf_nan=False, description="multiplies the squared bandwidth; above 1 blurs")
+    strength: float = Field(default=1.0, ge=0, le=1, description="weight of the correction in mode correct")
+    epsilon: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="multiplies the squared bandwidth; above 1 blurs"
+    )
     rho: float | None = Field(
         None, gt=0, description="weight of the reference marginal; null: exact, but relaxed for few particles"
     )
-    tolerance: float = Field(1e-3, gt=0, lt=1, description="L1 error of the reference marginal")
-    max_iterations: int = Field(1000, ge=1)
+    tolerance: float = Field(default=1e-3, gt=0, lt=1, description="L1 error of the reference marginal")
+    max_iterations: int = Field(default=1000, ge=1)
     solver_type: Literal["auto", "direct", "nystrom", "rff"] = Field(
         "auto", description="kernel operator; auto is direct, for very many points nystrom where that is accurate"
     )

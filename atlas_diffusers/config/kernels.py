@@ -12,16 +12,20 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class KernelConfig(StrictModel):
     """Which kernel operator: ``make_kernel_operator(x, y, **config.arguments())``."""
 
-    kernel_type: str = Field("gaussian", description="gaussian, laplacian, cauchy, or a registered kernel of your own")
-    epsilon: PositiveFloat = Field(1.0, description="bandwidth, a length in the unit of the points")
-    adaptive_epsilon: bool = Field(False, description="epsilon is in units of the median distance instead")
-    solver_type: str = Field("auto", description="auto, direct, fft, rff, nystrom, or a registered operator of your own")
-    rff_features: int = Field(1024, ge=1, description="frequencies of the random features; each gives two features")
-    n_landmarks: int = Field(256, ge=1, description="landmarks of nystrom")
-    orthogonal: bool = Field(True, description="random features: orthogonal frequencies")
-    multi_scale: bool = Field(False, description="average the kernel over the bandwidths scale_factor · epsilon")
-    scale_factors: list[PositiveFloat] = Field([0.5, 1.0, 2.0], min_length=1)
-    max_kernel_cache_size: int = Field(1024, ge=1, description="largest kernel matrix, or its factors, in memory, in MiB")
+    kernel_type: str = Field(default="gaussian", description="gaussian, laplacian, cauchy, or a registered kernel of your own")
+    epsilon: PositiveFloat = Field(default=1.0, description="bandwidth, a length in the unit of the points")
+    adaptive_epsilon: bool = Field(default=False, description="epsilon is in units of the median distance instead")
+    solver_type: str = Field(
+        default="auto", description="auto, direct, fft, rff, nystrom, or a registered operator of your own"
+    )
+    rff_features: int = Field(default=1024, ge=1, description="frequencies of the random features; each gives two features")
+    n_landmarks: int = Field(default=256, ge=1, description="landmarks of nystrom")
+    orthogonal: bool = Field(default=True, description="random features: orthogonal frequencies")
+    multi_scale: bool = Field(default=False, description="average the kernel over the bandwidths scale_factor · epsilon")
+    scale_factors: list[PositiveFloat] = Field(default=[0.5, 1.0, 2.0], min_length=1)
+    max_kernel_cache_size: int = Field(
+        default=1024, ge=1, description="largest kernel matrix, or its factors, in memory, in MiB"
+    )
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``atlas_diffusers.kernels.make_kernel_operator``."""

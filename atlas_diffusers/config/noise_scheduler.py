@@ -35,28 +35,32 @@ class SamplingMethod(str, Enum):
 class NoiseSchedulerConfig(StrictModel):
     """Fields and defaults as of the original noise scheduler system."""
 
-    num_train_timesteps: int = Field(1000, ge=1, description="T, the timesteps that the network was trained with")
-    beta_start: float = Field(0.0001, gt=0, lt=1)
-    beta_end: float = Field(0.02, gt=0, lt=1)
+    num_train_timesteps: int = Field(default=1000, ge=1, description="T, the timesteps that the network was trained with")
+    beta_start: float = Field(default=0.0001, gt=0, lt=1)
+    beta_end: float = Field(default=0.02, gt=0, lt=1)
     beta_schedule: BetaSchedule = BetaSchedule.LINEAR
-    clip_sample: bool = Field(True, description="clamp the data prediction to ±clip_sample_range")
-    clip_sample_range: float = Field(1.0, gt=0)
+    clip_sample: bool = Field(default=True, description="clamp the data prediction to ±clip_sample_range")
+    clip_sample_range: float = Field(default=1.0, gt=0)
     prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "epsilon"
-    thresholding: bool = Field(False, description="dynamic thresholding (arXiv 2205.11487) instead of clipping")
-    dynamic_thresholding_ratio: float = Field(0.995, gt=0, le=1)
-    sample_max_value: float = Field(1.0, gt=0)
+    thresholding: bool = Field(default=False, description="dynamic thresholding (arXiv 2205.11487) instead of clipping")
+    dynamic_thresholding_ratio: float = Field(default=0.995, gt=0, le=1)
+    sample_max_value: float = Field(default=1.0, gt=0)
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
-    steps_offset: int = Field(1, ge=0, description="added to leading timesteps")
-    use_clipped_model_output: bool = Field(True, description="DDIM: the noise prediction follows the clipped data prediction")
-    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"] = (
-        Field("fixed_small", description="of DDPM's noise")
+    steps_offset: int = Field(default=1, ge=0, description="added to leading timesteps")
+    use_clipped_model_output: bool = Field(
+        default=True, description="DDIM: the noise prediction follows the clipped data prediction"
     )
-    sample_padding_threshold: float = Field(0.0, description="kept for files of the original, which never used it; only 0")
-    sample_padding_norm: float = Field(1.0, description="kept for files of the original, which never used it; only 1")
+    variance_type: Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"] = (
+        Field(default="fixed_small", description="of DDPM's noise")
+    )
+    sample_padding_threshold: float = Field(
+        default=0.0, description="kept for files of the original, which never used it; only 0"
+    )
+    sample_padding_norm: float = Field(default=1.0, description="kept for files of the original, which never used it; only 1")
 
     @field_validator("sample_padding_threshold", "sample_padding_norm")
     @classmethod
-    def _unused(cls, value: float, info) -> float:
+    def _unused(cls, value: float, info: Any) -> float:
         only = cls.model_fields[info.field_name].default
         if value != only:
             raise ValueError(f"had no effect in the original and has none here; allowed is {only}")

@@ -1,5 +1,7 @@
 """The configuration reference, written from the models themselves."""
 
+from typing import Any
+
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
@@ -47,7 +49,7 @@ def _kind(schema: dict) -> str:
     return f"{kind} {bounds}".strip()
 
 
-def _default(field) -> str:
+def _default(field: Any) -> str:
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"

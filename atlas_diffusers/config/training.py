@@ -1,8 +1,11 @@
 """The training recipe."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 DEFAULT_STEPS = 1000
 # YAML reads an unquoted `no` as false
@@ -33,34 +36,38 @@ class DatasetConfig(StrictModel):
         description="`embedded:emoji`, `embedded:pictograms` or `embedded:digits`, a folder of pictures, `imagefolder` (of "
         "`datasets`), `disk` (`save_to_disk`), a parquet file or a hub id; a root beside any other name is the folder",
     )
-    root: str | None = Field(None, description="folder of pictures, of an `imagefolder` or of a `disk` dataset")
+    root: str | None = Field(default=None, description="folder of pictures, of an `imagefolder` or of a `disk` dataset")
     captions: Literal["auto", "metadata", "files", "names", "folders"] = Field(
         "auto",
         description="of a folder: `metadata.jsonl` or `.csv`, `.txt` files beside the pictures, names of files or of "
         "subfolders; auto takes the first two, in this order",
     )
     split: str = "train"
-    download: bool = Field(True, description="whether a hub id may be fetched; false takes the local cache only")
-    streaming: bool = Field(False, description="read in the order of the source, without a copy on disk")
-    shuffle_buffer: int = Field(1024, ge=1, description="pictures that a stream reads and shuffles at a time")
-    categories: list[str] | None = Field(None, description="keep only these categories (embedded emoji and pictograms)")
-    styles: list[str] | None = Field(None, description="keep only these styles (embedded pictograms)")
+    download: bool = Field(default=True, description="whether a hub id may be fetched; false takes the local cache only")
+    streaming: bool = Field(default=False, description="read in the order of the source, without a copy on disk")
+    shuffle_buffer: int = Field(default=1024, ge=1, description="pictures that a stream reads and shuffles at a time")
+    categories: list[str] | None = Field(default=None, description="keep only these categories (embedded emoji and pictograms)")
+    styles: list[str] | None = Field(default=None, description="keep only these styles (embedded pictograms)")
     image_column: str = "image"
-    caption_column: str | None = Field("text", description="null trains without prompts")
-    aliases_column: str | None = Field(None, description="a list of further captions, one drawn at random each time")
-    alias_probability: float = Field(0.3, ge=0, le=1, description="how often an alias replaces the caption")
-    label_column: str | None = Field(None, description="integer labels for a network with `num_class_embeds`")
-    resolution: int = Field(32, ge=1)
-    channels: Literal[1, 3] = Field(3, description="1 trains on grey pictures")
+    caption_column: str | None = Field(default="text", description="null trains without prompts")
+    aliases_column: str | None = Field(default=None, description="a list of further captions, one drawn at random each time")
+    alias_probability: float = Field(default=0.3, ge=0, le=1, description="how often an alias replaces the caption")
+    label_column: str | None = Field(default=None, description="integer labels for a network with `num_class_embeds`")
+    resolution: int = Field(default=32, ge=1)
+    channels: Literal[1, 3] = Field(default=3, description="1 trains on grey pictures")
     center_crop: bool = True
     aspect_buckets: bool = Field(
         False, description="pictures keep their shape: sizes of about resolution² pixels up to 2:1, each batch of one size"
     )
-    background: str = Field("white", description="colour under transparent pictures, by name or as #rrggbb")
+    background: str = Field(default="white", description="colour under transparent pictures, by name or as #rrggbb")
     random_flip: bool = False
-    skip_bad_images: bool = Field(False, description="replace a picture that cannot be read by the next one, and count it")
-    num_workers: int = Field(0, ge=0)
-    batch_size: int | None = Field(None, ge=1, description="pictures an optimiser step, where the recipe has no batch_size")
+    skip_bad_images: bool = Field(
+        default=False, description="replace a picture that cannot be read by the next one, and count it"
+    )
+    num_workers: int = Field(default=0, ge=0)
+    batch_size: int | None = Field(
+        default=None, ge=1, description="pictures an optimiser step, where the recipe has no batch_size"
+    )
 
     @model_validator(mode="after")
     def _has_root(self):
@@ -82,29 +89,30 @@ class DatasetConfig(StrictModel):
 class TextEncoderConfig(StrictModel):
     """A CLIP text encoder trained from scratch together with the network, its vocabulary learned from the captions."""
 
-    hidden_size: int = Field(128, ge=1)
-    num_layers: int = Field(2, ge=1)
-    num_heads: int = Field(4, ge=1)
-    max_length: int = Field(16, ge=3, description="tokens a prompt, begin and end marks included")
-    vocab_size: int = Field(2048, ge=514)
+    hidden_size: int = Field(default=128, ge=1)
+    num_layers: int = Field(default=2, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    max_length: int = Field(default=16, ge=3, description="tokens a prompt, begin and end marks included")
+    vocab_size: int = Field(default=2048, ge=514)
 
 
 class LoRAConfig(StrictModel):
     """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) on a pipeline that stays as it is; only they train."""
 
-    rank: int = Field(8, ge=1)
-    alpha: float | None = Field(None, gt=0, description="adapters are scaled by alpha/rank; by default 1")
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: list[str] = Field(["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="of the network")
+    rank: int = Field(default=8, ge=1)
+    alpha: float | None = Field(default=None, gt=0, description="adapters are scaled by alpha/rank; by default 1")
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] = Field(default=["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="of the network")
     text_encoder_modules: list[str] = Field(
         default_factory=list, description="of the text encoder, such as [q_proj, k_proj, v_proj, out_proj]; none by default"
     )
 
-    def peft(self, modules: list[str]):
+    def peft(self, modules: list[str]) -> "LoraConfig":
         """PEFT's configuration of adapters for some modules."""
         from peft import LoraConfig
 
-        return LoraConfig(r=self.rank, lora_alpha=self.alpha or self.rank, lora_dropout=self.dropout, target_modules=modules)
+        options: dict[str, Any] = {"lora_alpha": self.alpha or self.rank, "lora_dropout": self.dropout}
+        return LoraConfig(r=self.rank, target_modules=modules, **options)
 
 
 class TrainingConfig(StrictModel):
@@ -113,34 +121,36 @@ class TrainingConfig(StrictModel):
     output_dir: str = "outputs/train"
     seed: int = 0
     dataset: DatasetConfig = DatasetConfig()
-    init_from: str | None = Field(None, description="pipeline whose network, text encoder and tokenizer training starts from")
-    vae: str | None = Field(None, description="pipeline, or autoencoder, whose latents a new network learns")
+    init_from: str | None = Field(
+        default=None, description="pipeline whose network, text encoder and tokenizer training starts from"
+    )
+    vae: str | None = Field(default=None, description="pipeline, or autoencoder, whose latents a new network learns")
     model: dict[str, Any] = Field(
         default_factory=dict, description="arguments of AtlasUNet2DModel, or of the network that `_class_name` among them names"
     )
     text_encoder: TextEncoderConfig | None = TextEncoderConfig()
-    train_text_encoder: bool = Field(True, description="false keeps the text encoder of init_from as it is")
-    lora: LoRAConfig | None = Field(None, description="train adapters of init_from instead of its weights")
+    train_text_encoder: bool = Field(default=True, description="false keeps the text encoder of init_from as it is")
+    lora: LoRAConfig | None = Field(default=None, description="train adapters of init_from instead of its weights")
     scheduler: dict[str, Any] | None = Field(
         None, description="a scheduler configuration; by default that of init_from, or AtlasDDIMScheduler's"
     )
 
-    batch_size: int = Field(32, ge=1, description="pictures an optimiser step and process")
-    micro_batch_size: int | None = Field(None, ge=1, description="pictures a backward pass; must divide batch_size")
-    max_steps: int | None = Field(None, ge=1, description="optimiser steps; 1000 without `epochs`")
-    epochs: int | None = Field(None, ge=1, description="passes over the data, instead of max_steps")
-    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(default=32, ge=1, description="pictures an optimiser step and process")
+    micro_batch_size: int | None = Field(default=None, ge=1, description="pictures a backward pass; must divide batch_size")
+    max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; 1000 without `epochs`")
+    epochs: int | None = Field(default=None, ge=1, description="passes over the data, instead of max_steps")
+    learning_rate: float = Field(default=1e-3, gt=0)
     lr_scheduler: Literal["constant_with_warmup", "cosine", "linear"] = "cosine"
-    warmup_steps: int = Field(100, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    gradient_clip_norm: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.999, ge=0, lt=1)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_clip_norm: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
     loss_weighting: dict[str, float | str] | None = Field(
         None,
         description="`{name: min_snr, gamma: 5}` (arXiv 2303.09556), `{name: p2, gamma: 1, k: 1}` (arXiv 2204.00227) or "
         "`{name: edm, sigma_data: 0.5}` (arXiv 2206.00364); null weighs every timestep 1",
     )
-    offset_noise: float = Field(0.0, ge=0, description="standard deviation of a shift of each channel's noise")
+    offset_noise: float = Field(default=0.0, ge=0, description="standard deviation of a shift of each channel's noise")
     objective: Literal["denoising", "flow_matching", "bridge_matching"] = Field(
         "denoising",
         description="`flow_matching` learns the velocity of straight lines to noise (arXiv 2210.02747), `bridge_matching` to "
@@ -149,41 +159,47 @@ class TrainingConfig(StrictModel):
     time_distribution: Literal["uniform", "logit_normal"] = Field(
         "uniform", description="of the times of flow_matching, before timestep_shift (arXiv 2403.03206)"
     )
-    logit_mean: float = Field(0.0, allow_inf_nan=False, description="of logit_normal times; above 0 is noisier")
-    logit_std: float = Field(1.0, gt=0, allow_inf_nan=False, description="of logit_normal times")
-    source_dataset: DatasetConfig | None = Field(None, description="pictures that a bridge starts from")
-    bridge_sigma: float = Field(0.0, ge=0, description="σ of the Brownian bridges, in units of [-1, 1]; 0: straight lines")
+    logit_mean: float = Field(default=0.0, allow_inf_nan=False, description="of logit_normal times; above 0 is noisier")
+    logit_std: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="of logit_normal times")
+    source_dataset: DatasetConfig | None = Field(default=None, description="pictures that a bridge starts from")
+    bridge_sigma: float = Field(
+        default=0.0, ge=0, description="σ of the Brownian bridges, in units of [-1, 1]; 0: straight lines"
+    )
     coupling: Literal["independent", "sinkhorn", "paired"] = Field(
         "independent",
         description="`sinkhorn` pairs noise (or source) and data of a batch by entropic transport (arXiv 2304.14772); "
         "`paired`: source and data of equal caption",
     )
-    coupling_epsilon: float = Field(0.02, gt=0, description="ε of that transport, times the mean squared distance")
+    coupling_epsilon: float = Field(default=0.02, gt=0, description="ε of that transport, times the mean squared distance")
     num_resolutions: int = Field(
         1, ge=1, description="train at this many resolutions, each half the one before, drawn anew for each micro-batch"
     )
-    timestep_shift: float = Field(1.0, gt=0, description="above 1 trains noisy timesteps more often (arXiv 2403.03206)")
-    caption_dropout: float = Field(0.1, ge=0, le=1, description="how often the caption is empty, for guidance")
+    timestep_shift: float = Field(default=1.0, gt=0, description="above 1 trains noisy timesteps more often (arXiv 2403.03206)")
+    caption_dropout: float = Field(default=0.1, ge=0, le=1, description="how often the caption is empty, for guidance")
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda v: PRECISIONS.get(v, v))] = Field(
         "no", description="true is fp16, false no"
     )
     gradient_checkpointing: bool = False
-    cache_latents: bool = Field(False, description="encode every picture once, into safetensors files in output_dir")
-    cache_text_embeddings: bool = Field(False, description="the same for captions; the text encoder must not train")
+    cache_latents: bool = Field(default=False, description="encode every picture once, into safetensors files in output_dir")
+    cache_text_embeddings: bool = Field(default=False, description="the same for captions; the text encoder must not train")
 
-    log_interval: int = Field(50, ge=1)
-    checkpoint_interval: int = Field(500, ge=1)
-    checkpoints_total_limit: int = Field(2, ge=1)
-    resume: bool = Field(True, description="continue from the newest checkpoint in output_dir")
-    sample_interval: int | None = Field(None, ge=1, description="steps between sample grids")
+    log_interval: int = Field(default=50, ge=1)
+    checkpoint_interval: int = Field(default=500, ge=1)
+    checkpoints_total_limit: int = Field(default=2, ge=1)
+    resume: bool = Field(default=True, description="continue from the newest checkpoint in output_dir")
+    sample_interval: int | None = Field(default=None, ge=1, description="steps between sample grids")
     sample_prompts: list[str] = []
-    sample_steps: int = Field(25, ge=1)
-    eval_interval: int | None = Field(None, ge=1, description="steps between evaluations; needs the extra `eval`")
-    eval_count: int = Field(128, ge=8, description="pictures that an evaluation generates")
-    eval_dataset: DatasetConfig | None = Field(None, description="what they are compared with; by default the training data")
+    sample_steps: int = Field(default=25, ge=1)
+    eval_interval: int | None = Field(default=None, ge=1, description="steps between evaluations; needs the extra `eval`")
+    eval_count: int = Field(default=128, ge=8, description="pictures that an evaluation generates")
+    eval_dataset: DatasetConfig | None = Field(
+        default=None, description="what they are compared with; by default the training data"
+    )
     trackers: list[str] = Field(default_factory=list, description="of Accelerate, such as [tensorboard]")
-    save_dtype: Literal["float32", "float16"] = Field("float32", description="of the saved network's, or adapters', weights")
-    guidance_scale: float = Field(3.0, ge=1, description="of sample grids, and the default of the saved pipeline")
+    save_dtype: Literal["float32", "float16"] = Field(
+        default="float32", description="of the saved network's, or adapters', weights"
+    )
+    guidance_scale: float = Field(default=3.0, ge=1, description="of sample grids, and the default of the saved pipeline")
 
     @model_validator(mode="before")
     @classmethod
@@ -259,6 +275,6 @@ class TrainingConfig(StrictModel):
             raise ValueError(f"{', '.join(unread)}: not used by objective={self.objective!r}")
         if self.time_distribution == "uniform" and (self.logit_mean, self.logit_std) != (0.0, 1.0):
             raise ValueError("logit_mean and logit_std need time_distribution='logit_normal'")
-        if bridging and (self.dataset.streaming or self.source_dataset.streaming):
+        if self.source_dataset is not None and (self.dataset.streaming or self.source_dataset.streaming):
             raise ValueError("objective='bridge_matching' pairs pictures by their place: its data cannot be streamed")
         return self

@@ -57,7 +57,7 @@ class ClassifierFreeGuidance:
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
             raise ValueError(f"guidance_interval={self.interval}; expected (lowest, highest) noise level, 0 or above")
 
-    def __call__(self, predict, x, timestep, conditions, unconditional, level) -> torch.Tensor:
+    def __call__(self, predict: Any, x: Any, timestep: Any, conditions: Any, unconditional: Any, level: Any) -> torch.Tensor:
         """The prediction for ``x``, as of :class:`Guidance`."""
         if unconditional is None or self.scale == 1 or not self._holds_at(level, timestep):
             return predict(x, conditions)
@@ -88,7 +88,7 @@ class DiffusersGuidance:
         self.guider, self.network, self.timesteps = copy.deepcopy(guider), network, timesteps
         self._next = 0
 
-    def __call__(self, predict, x, timestep, conditions, unconditional, level) -> torch.Tensor:
+    def __call__(self, predict: Any, x: Any, timestep: Any, conditions: Any, unconditional: Any, level: Any) -> torch.Tensor:
         """The prediction for ``x``, as of :class:`Guidance`."""
         step = self.timesteps.index(timestep.item(), self._next)
         self._next = step + 1

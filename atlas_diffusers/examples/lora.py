@@ -15,7 +15,7 @@ def main(folder: str = "outputs/example-lora", steps: str = "20") -> None:
     }  # fmt: skip
     adapters = Trainer(validate(TrainingConfig, recipe)).train()
     pipeline = AtlasPipeline.from_pretrained("atlas-emoji")
-    pipeline.load_lora_weights(adapters)
+    pipeline.load_lora_weights(str(adapters))
     print(f"{adapters}: {sum(p.numel() for name, p in pipeline.unet.named_parameters() if 'lora' in name)} weights")
 
 

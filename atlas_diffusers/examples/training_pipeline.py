@@ -7,6 +7,7 @@ Train a preset and draw from the result:
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ def run_training(
     checkpoint_dir: str | None = None,
     device: str | None = None,
     max_steps: int | None = None,
-    **overrides,
+    **overrides: Any,
 ) -> Path:
     """
     Train ``experiment:NAME``.
@@ -61,7 +62,7 @@ def run_inference(
     num_samples: int = 4,
     timesteps: int = 50,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> torch.Tensor:
     """Pictures (n, channels, height, width) in [0, 1] of a trained folder; ``options`` of ``create_sampler``."""
     sampler = create_sampler(str(checkpoint), **options)

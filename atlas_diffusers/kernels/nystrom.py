@@ -92,8 +92,8 @@ class NystromKernel(LowRankKernel):
         def features(points: torch.Tensor) -> torch.Tensor:
             return torch.linalg.solve_triangular(factor, scaled(squared_distances(z, points)), upper=False).mT
 
-        factors = (features_by_rows(features, points, num_landmarks) for points in (x, y))
-        super().__init__(*factors, scaled.cost_unit, (x, y))
+        of_x, of_y = (features_by_rows(features, points, num_landmarks) for points in (x, y))
+        super().__init__(of_x, of_y, scaled.cost_unit, (x, y))
         self.x, self.y, self.kernel, self.epsilon, self.scale_factors = x, y, kernel, epsilon, scale_factors
 
     @torch.no_grad()

@@ -108,8 +108,8 @@ class TransposedKernel(KernelOperator):
     """``Kᵀ`` of another operator."""
 
     def __init__(self, operator: KernelOperator):
-        points = None if operator.points is None else operator.points[::-1]
-        super().__init__(operator.shape[::-1], operator.dtype, operator.device, operator.cost_unit, points)
+        points = None if operator.points is None else (operator.points[1], operator.points[0])
+        super().__init__((operator.shape[1], operator.shape[0]), operator.dtype, operator.device, operator.cost_unit, points)
         self._operator, self.reason = operator, operator.reason
 
     @property

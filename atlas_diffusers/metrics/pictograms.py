@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -169,7 +170,7 @@ def measure_balance(draw: Draw, bank: PictogramBank, pictures: int, seed: int = 
     return sum(abs(drawn[c] / pictures - real[c] / real.total()) for c in real) / 2
 
 
-def drawing_by(pipeline, **call) -> Draw:
+def drawing_by(pipeline: Any, **call: Any) -> Draw:
     """Pictures of a pipeline; picture i of a list of prompts has seed + i."""
 
     def draw(prompts: list[str], seed: int) -> list[Image.Image]:
@@ -185,7 +186,8 @@ def drawing_by(pipeline, **call) -> Draw:
 
 def measure(draw: Draw, bank: PictogramBank, prompts: int = 256, seed: int = 0) -> dict:
     """Every measure of this module; ``prompts`` a split, and half as many for styles and balance."""
-    result = {split: asdict(measure_recognition(draw, bank, split, prompts, seed)) for split in dict.fromkeys(bank.splits)}
+    splits = dict.fromkeys(bank.splits)
+    result: dict[str, Any] = {split: asdict(measure_recognition(draw, bank, split, prompts, seed)) for split in splits}
     result["wordings"] = measure_wordings(draw, bank, min(100, prompts), seed)
     result["styles"] = measure_distribution(draw, bank, max(8, prompts // 2), seed)
     result["balance"] = measure_balance(draw, bank, max(8, prompts // 2), seed)

@@ -10,6 +10,7 @@ import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class Retrieval:
         return self.hits / self.prompts
 
 
-def to_tensor(images) -> torch.Tensor:
+def to_tensor(images: Any) -> torch.Tensor:
     """PIL pictures as ``(n, 3, height, width)`` in [0, 1]."""
     return torch.stack([torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images]) / 255
 
@@ -45,7 +46,7 @@ def training_categories(folder: Path) -> list[str] | None:
     return json.loads(recipe.read_text())["dataset"]["categories"]
 
 
-def measure_retrieval(pipeline, categories: list[str] | None, prompts: int = 64, seed: int = 0, **call) -> Retrieval:
+def measure_retrieval(pipeline: Any, categories: list[str] | None, prompts: int = 64, seed: int = 0, **call: Any) -> Retrieval:
     """
     Generate ``prompts`` training captions, drawn without replacement, and find each result's nearest training picture.
 

@@ -1,11 +1,12 @@
 """What the networks share: the embedding of timestep, class and text, and the checks of a call's inputs."""
 
+from typing import Any
+
 import torch
-from torch import nn
 
 
 def embed_conditions(
-    network: nn.Module,
+    network: Any,
     sample: torch.Tensor,
     timestep: torch.Tensor | float,
     encoder_hidden_states: torch.Tensor | None,

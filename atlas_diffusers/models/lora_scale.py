@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
@@ -17,7 +18,7 @@ class _Use:
 
     scale: float = 1.0
     calls: int = 0
-    own: list[tuple[dict, dict]] = field(default_factory=list)
+    own: list[tuple[Any, dict]] = field(default_factory=list)
 
 
 _USES: WeakKeyDictionary[nn.Module, _Use] = WeakKeyDictionary()
@@ -37,7 +38,7 @@ class LoraScale:
 
     def __init__(self, network: nn.Module, scale: float = 1.0):
         self.network, self.scale = network, scale
-        self.layers = [module for module in network.modules() if hasattr(module, "scale_layer")]
+        self.layers: list[Any] = [module for module in network.modules() if hasattr(module, "scale_layer")]
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """A diffusion transformer over patches, made of Diffusers' blocks."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -82,6 +84,7 @@ class AtlasTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         ValueError: for widths, heads or text options that do not fit each other.
     """
 
+    config: Any  # of the constructor's arguments, by Diffusers
     _supports_gradient_checkpointing = True
     _no_split_modules = ["AtlasTransformerBlock", "FluxTransformerBlock"]
     _repeated_blocks = ["AtlasTransformerBlock", "FluxTransformerBlock"]
@@ -224,7 +227,7 @@ class AtlasTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
             hidden = self._run(block, hidden, context if block.attn2 is not None else None, modulation, rotary)
         return hidden
 
-    def _run(self, block: nn.Module, *args):
+    def _run(self, block: nn.Module, *args: Any):
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, *args)
         return block(*args)

@@ -1,6 +1,7 @@
 """The score network: a conditional 2-D UNet made of Diffusers' blocks."""
 
 import inspect
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,7 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         ValueError: for widths, levels or heads that do not fit each other.
     """
 
+    config: Any  # of the constructor's arguments, by Diffusers
     _supports_gradient_checkpointing = True
     _no_split_modules = ["AtlasUNetBlock", "BasicTransformerBlock", "ResnetBlock2D"]
     _repeated_blocks = ["BasicTransformerBlock"]
@@ -257,5 +259,5 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         output = F.pixel_shuffle(hidden, self.config.patch_size)
         return UNet2DConditionOutput(sample=output) if return_dict else (output,)
 
-    def _checkpointed(self, block: nn.Module, *args) -> torch.Tensor:
+    def _checkpointed(self, block: nn.Module, *args: Any) -> torch.Tensor:
         return self._gradient_checkpointing_func(block, *args)

@@ -1,12 +1,14 @@
 """The score network under the name and the configuration of the original toolkit."""
 
+from typing import Any
+
 from ..config import HighResModelConfig
 from ..models.unet_atlas import AtlasUNet2DModel
 
 OWN = ("conditional", "context_dim", "lora", "use_checkpointing")
 
 
-def HighResLatentScoreModel(config: HighResModelConfig | None = None, **fields) -> AtlasUNet2DModel:
+def HighResLatentScoreModel(config: HighResModelConfig | None = None, **fields: Any) -> AtlasUNet2DModel:
     """
     An :class:`AtlasUNet2DModel` from a :class:`~atlas_diffusers.config.HighResModelConfig`, or from its fields.
 

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,12 +10,12 @@ FORMATS = (".png", ".svg")
 LINES = ("-", "--", ":", "-.")
 
 
-def log_snr(scheduler) -> torch.Tensor:
+def log_snr(scheduler: Any) -> torch.Tensor:
     """``λ_t = ½ log(ᾱ_t/(1 − ᾱ_t))`` at every training timestep, ``(T,)``; -inf at zero signal."""
     return scheduler.alphas_cumprod.double().logit() / 2
 
 
-def log_snr_of_steps(scheduler) -> torch.Tensor:
+def log_snr_of_steps(scheduler: Any) -> torch.Tensor:
     """``λ = −log σ̂`` of the steps that ``set_timesteps`` chose: of ``sigmas``, or of ``timesteps`` where there are none."""
     sigmas = getattr(scheduler, "sigmas", None)
     return log_snr(scheduler)[scheduler.timesteps.long()] if sigmas is None else -sigmas[:-1].double().log()
@@ -28,7 +29,7 @@ def check_path(path: Path) -> None:
         raise OSError(f"output {path}: folder {path.parent} does not exist")
 
 
-def check_scheduler(name: str, scheduler) -> None:
+def check_scheduler(name: str, scheduler: Any) -> None:
     """Raise ``ValueError`` for a scheduler without a discrete noise process, such as one for flow matching."""
     missing = [field for field in ("betas", "alphas_cumprod", "set_timesteps") if not hasattr(scheduler, field)]
     if missing:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,7 +97,7 @@ def plot_bridge(references: torch.Tensor, path: str | Path, gate: float = 10.0):
     return figure
 
 
-def _draw_reach(axes, solver: SchrodingerBridgeSolver, gate: float) -> None:
+def _draw_reach(axes: Any, solver: SchrodingerBridgeSolver, gate: float) -> None:
     sizes = [solver.posterior_size(*level(value)) for value in LOG_SNRS.tolist()]
     axes.semilogy(LOG_SNRS, sizes, color="C2")
     axes.axhline(gate, color="k", linestyle="--", linewidth=0.8)

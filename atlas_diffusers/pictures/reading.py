@@ -40,7 +40,7 @@ def size_of(picture: dict | None, index: int | None = None) -> tuple[int, int]:
     """Width and height of a picture set upright, from its header; ``OSError`` as of :func:`decode`."""
     with _opened(picture, index) as image:
         turned = image.getexif().get(ORIENTATION, 1) >= 5
-        return image.size[::-1] if turned else image.size
+        return (image.height, image.width) if turned else image.size
 
 
 @contextmanager

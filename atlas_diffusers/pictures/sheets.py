@@ -2,6 +2,7 @@
 
 import bisect
 import math
+from typing import Any, cast
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
@@ -12,7 +13,7 @@ MARGIN, LABEL_HEIGHT = 8, 22
 
 def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
     """PIL pictures, RGB or grey, of (n, 3 or 1, height, width) in [-1, 1]."""
-    return VaeImageProcessor().postprocess(pixels, output_type="pil")
+    return cast(list[Image.Image], VaeImageProcessor().postprocess(pixels, output_type="pil"))
 
 
 def labelled_grid(
@@ -50,7 +51,7 @@ def labelled_grid(
     return sheet
 
 
-def _fit(text: str, width: int, font) -> str:
+def _fit(text: str, width: int, font: Any) -> str:
     if font.getlength(text) <= width:
         return text
     fitting = bisect.bisect(range(1, len(text)), width, key=lambda length: font.getlength(text[:length] + "…"))

@@ -49,6 +49,7 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         default_num_inference_steps, default_guidance_scale: used where a call does not say; saved with the pipeline.
     """
 
+    config: Any  # of the constructor's arguments, by Diffusers
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae", "text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents", "prompt_embeds"]
@@ -79,7 +80,7 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any):
         """
         Load a pipeline folder, a hub id, or an embedded pipeline by name (``"atlas-emoji"``).
 
@@ -93,13 +94,13 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             pipeline.references = References.load(Path(path) / FILE)
         return pipeline
 
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in Diffusers; references go into ``references.safetensors``."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if self.references is not None:
             self.references.save(Path(save_directory) / FILE)
 
-    def set_references(self, references, weights: torch.Tensor | None = None) -> None:
+    def set_references(self, references: Any, weights: torch.Tensor | None = None) -> None:
         """
         Keep references with the pipeline: used by calls with ``bridge=``, saved by ``save_pretrained``.
 

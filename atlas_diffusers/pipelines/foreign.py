@@ -1,6 +1,7 @@
 """A pipeline from a single file of weights."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -15,7 +16,7 @@ WEIGHTS = ("ema", "ema_state_dict", "model", "model_state_dict", "state_dict", "
 PREFIXES = ("_orig_mod.", "module.")
 
 
-def load_any(checkpoint: str, **options) -> AtlasPipeline:
+def load_any(checkpoint: str, **options: Any) -> AtlasPipeline:
     """
     A pipeline folder, a hub id, an embedded pipeline's name, or a file of an ``AtlasUNet2DModel``'s weights: safetensors, or a
     ``.pt`` of plain tensors. A file needs the network's configuration: under ``config`` in a ``.pt``, or as ``config.json``, or

@@ -1,11 +1,14 @@
 """Pictures and latents."""
 
+from typing import Any
+
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
 
 def encode_latents(
-    vae, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None, sample_mode: str = "sample"
+    vae: Any, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None,
+    sample_mode: str = "sample",
 ) -> torch.Tensor:
     """
     ``scaling_factor · z``, z drawn from the encoder's Gaussian or, with ``sample_mode="argmax"``, its mean.
@@ -19,6 +22,6 @@ def encode_latents(
     return retrieve_latents(vae.encode(pixels), generator, sample_mode) * vae.config.scaling_factor
 
 
-def decode_latents(vae, latents: torch.Tensor) -> torch.Tensor:
+def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Pictures around [-1, 1] of latents, the inverse of :func:`encode_latents`."""
     return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]

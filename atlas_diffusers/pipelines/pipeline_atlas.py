@@ -75,7 +75,7 @@ class AtlasPipeline(AtlasPipelineBase):
         guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
-        guider=None,
+        guider: Any = None,
         height: int | None = None,
         width: int | None = None,
         image: PipelineImageInput | None = None,
@@ -217,7 +217,8 @@ class AtlasPipeline(AtlasPipelineBase):
         return AtlasPipelineOutput(images=images, bridge=report) if return_dict else (images,)
 
     def _start(
-        self, scheduler: Any, batch: int, height: int, width: int, image, strength: float, generator: Generators, latents
+        self, scheduler: Any, batch: int, height: int, width: int, image: Any, strength: float, generator: Generators,
+        latents: Any,
     ) -> tuple[torch.Tensor, int]:
         """
         First latents and the index of their timestep: pure noise, or a picture noised so that ``strength`` of the steps

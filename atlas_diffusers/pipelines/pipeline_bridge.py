@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from typing import Any
 
 import torch
 from diffusers.image_processor import PipelineImageInput
@@ -86,7 +87,7 @@ class AtlasBridgePipeline(AtlasPipelineBase):
         self.maybe_free_model_hooks()
         return AtlasPipelineOutput(images=images) if return_dict else (images,)
 
-    def _prompts_of(self, batch: int, prompt, negative_prompt, class_labels) -> Prompts:
+    def _prompts_of(self, batch: int, prompt: Any, negative_prompt: Any, class_labels: Any) -> Prompts:
         """One prompt or label a picture, from one for all or one each."""
         prompt = [prompt] * batch if isinstance(prompt, str) else prompt
         class_labels = [class_labels] * batch if isinstance(class_labels, int) else class_labels

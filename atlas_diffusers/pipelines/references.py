@@ -96,7 +96,9 @@ def _to_sampled_space(pipeline: "AtlasPipelineBase", values: torch.Tensor, heigh
     return torch.cat([encode_latents(vae, part.to(device, dtype), sample_mode="argmax") for part in values.split(8)])
 
 
-def _caption_weights(tokenizer, text_encoder, captions: list[str], prompts: list[str], temperature: float) -> torch.Tensor:
+def _caption_weights(
+    tokenizer: Any, text_encoder: Any, captions: list[str], prompts: list[str], temperature: float
+) -> torch.Tensor:
     """Softmax over references of cos(caption, prompt)/temperature in the text encoder's pooled states, ``(prompts, m)``."""
 
     def pooled(texts: list[str]) -> torch.Tensor:

@@ -6,6 +6,7 @@ import json
 import random
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).parent / "pictograms"
 TILE = 64
@@ -81,7 +82,7 @@ def pictogram_captions(thing: dict, style: str) -> list[str]:
     return list(dict.fromkeys(captions))
 
 
-def _png(picture) -> bytes:
+def _png(picture: Any) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -1,6 +1,7 @@
 """How configurations travel between our samplers and Diffusers' own, in both directions and without warnings."""
 
 import inspect
+from typing import Any
 
 import diffusers
 from diffusers.configuration_utils import FrozenDict
@@ -15,12 +16,12 @@ PROCESS_OPTIONS = ("num_train_timesteps", "prediction_type", *BETA_OPTIONS)
 STOCK_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
-def _without_process(config) -> list[str]:
+def _without_process(config: Any) -> list[str]:
     """The options left at their defaults that another class may replace by its own defaults."""
     return sorted(name for name in config.get("_use_default_values", ()) if name not in PROCESS_OPTIONS)
 
 
-def _clips(config) -> bool:
+def _clips(config: Any) -> bool:
     """Whether the scheduler that a configuration was written by clamps its data prediction."""
     source = getattr(diffusers, str(config.get("_class_name")), None)
     option = inspect.signature(source).parameters.get("clip_sample") if isinstance(source, type) else None
@@ -30,11 +31,12 @@ def _clips(config) -> bool:
 class ConfigConversion:
     """The part of a sampler that reads foreign configurations and writes ones that Diffusers' schedulers read."""
 
+    config: Any  # of the constructor's arguments, by Diffusers
     _compatibles = [e.name for e in KarrasDiffusionSchedulers if e.name != "EDMEulerScheduler"]
     _compatibles += ["LCMScheduler", "TCDScheduler", "SASolverScheduler"]  # their options may travel through us unread
 
     @classmethod
-    def from_config(cls, config, *args, **kwargs):
+    def from_config(cls, config: Any, *args: Any, **kwargs: Any):
         """
         As in Diffusers, from any scheduler's configuration; the noise process travels even where it is a default, betas
         derived from a schedule's name give way when the schedule is overridden, and what did not clip does not begin to.

@@ -16,7 +16,9 @@ def network_step(step: Callable) -> Callable:
     """
 
     @functools.wraps(step)
-    def stepped(self, model_output, timestep, sample, *args, per_token_timesteps=None, **kwargs):
+    def stepped(
+        self, model_output: Any, timestep: Any, sample: Any, *args: Any, per_token_timesteps: Any = None, **kwargs: Any
+    ):
         if self.process.output_sign < 0:
             model_output = -model_output
         if per_token_timesteps is None:
@@ -27,7 +29,8 @@ def network_step(step: Callable) -> Callable:
 
 
 def _step_tokens(
-    self, step: Callable, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, tokens: torch.Tensor, args, kwargs
+    self, step: Callable, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, tokens: torch.Tensor, args: Any,
+    kwargs: Any,
 ):
     """
     As in Diffusers, the network's output is that of a flow with its sign changed, and a token that waits at a level below the

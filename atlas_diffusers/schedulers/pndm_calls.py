@@ -1,6 +1,7 @@
 """Where PNDM calls its network: predictor and corrector, or Runge-Kutta steps, before the multistep part."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..schedules import NoiseLevel, NoiseProcess
 from ..schedules.time_grid import TimeGrid
@@ -71,7 +72,7 @@ def runge_kutta_calls(grid: TimeGrid, stride: int | None, process: NoiseProcess,
     return PNDMCalls(timesteps, source, target, grid.dtype, start=start, runge_kutta=4 * count, stride=stride)
 
 
-def _midpoint(t, after, here: NoiseLevel, there: NoiseLevel, stride: int | None, process: NoiseProcess):
+def _midpoint(t: Any, after: Any, here: NoiseLevel, there: NoiseLevel, stride: int | None, process: NoiseProcess):
     if stride is not None:
         return after + stride // 2, process.level_at(after + stride // 2)
     if isinstance(t, int):

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -132,7 +133,7 @@ class AtlasMultistepScheduler(BaseScheduler):
     @classmethod
     def calibrate(
         cls,
-        model,
+        model: Any,
         num_inference_steps: Sequence[int] = (5, 6, 8, 10),
         *,
         call: dict | None = None,

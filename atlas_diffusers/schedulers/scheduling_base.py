@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -45,7 +45,7 @@ class _Plan:
     sigmas: torch.Tensor
     levels: torch.Tensor
 
-    def __deepcopy__(self, memo) -> "_Plan":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Plan":
         return self
 
 
@@ -68,6 +68,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         ValueError: for unknown names, contradictory grids and betas outside ``(0, 1)``.
     """
 
+    config: Any  # of the constructor's arguments, by Diffusers
     order = 1
     init_noise_sigma = 1.0
     renoises: ClassVar[bool] = False
@@ -206,7 +207,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
             run = Run(TimeGrid(timesteps.tolist(), source, target, timesteps.dtype), timesteps, sigmas)
         return run
 
-    def _make_plan(self, request: Request, device, key) -> _Plan:
+    def _make_plan(self, request: Request, device: Any, key: Any) -> _Plan:
         grid = self._build_grid(request)
         steps = len(grid.source)
         calls = self._network_calls(grid, steps)
@@ -278,12 +279,12 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
             return (flat.clamp(-limit, limit) / limit).view_as(data)
         return data.clamp(-c.clip_sample_range, c.clip_sample_range) if c.clip_sample else data
 
-    def _renoised(self, data: torch.Tensor, target: NoiseLevel, sample: torch.Tensor, generator) -> torch.Tensor:
+    def _renoised(self, data: torch.Tensor, target: NoiseLevel, sample: torch.Tensor, generator: Any) -> torch.Tensor:
         """``α' x_0 + σ' z`` of ``stochastic_sampling``."""
         z = self._to_working_dtype(self._noise_like(sample, generator))
         return combine(target.alpha, data, target.sigma, z)
 
-    def _noise_like(self, sample: torch.Tensor, generator) -> torch.Tensor:
+    def _noise_like(self, sample: torch.Tensor, generator: Any) -> torch.Tensor:
         if generator is None:
             return torch.randn(sample.shape, device=sample.device, dtype=sample.dtype)
         return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)

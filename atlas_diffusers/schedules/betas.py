@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import overload
 
 import torch
 
@@ -12,7 +13,17 @@ BetaSchedule = Callable[[int, float, float], torch.Tensor]
 BETA_SCHEDULES: dict[str, BetaSchedule] = {}
 
 
-def register_beta_schedule(name: str, betas: BetaSchedule | None = None):
+@overload
+def register_beta_schedule(name: str) -> Callable[[BetaSchedule], BetaSchedule]: ...
+
+
+@overload
+def register_beta_schedule(name: str, betas: BetaSchedule) -> BetaSchedule: ...
+
+
+def register_beta_schedule(
+    name: str, betas: BetaSchedule | None = None
+) -> BetaSchedule | Callable[[BetaSchedule], BetaSchedule]:
     """
     Register ``betas(num_train_timesteps, beta_start, beta_end) -> (num_train_timesteps,) tensor`` under ``name``.
 

@@ -2,7 +2,7 @@
 
 import math
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -52,7 +52,7 @@ class NoiseTable:
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
-    def __deepcopy__(self, memo) -> "NoiseTable":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NoiseTable":
         return self  # nothing changes a table
 
     @cached_property

@@ -83,4 +83,4 @@ def output_coefficients(prediction_type: str, alpha: Number, sigma: Number) -> t
 
 
 def _norm(alpha: Number, sigma: Number) -> Number:
-    return torch.hypot(alpha, sigma) if torch.is_tensor(alpha) else math.hypot(alpha, sigma)
+    return torch.hypot(alpha, torch.as_tensor(sigma)) if isinstance(alpha, torch.Tensor) else math.hypot(alpha, sigma)

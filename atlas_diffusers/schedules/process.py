@@ -40,7 +40,7 @@ class NoiseProcess(ABC):
     def __len__(self) -> int:
         return self.num_train_timesteps
 
-    def __deepcopy__(self, memo) -> "NoiseProcess":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "NoiseProcess":
         return self  # nothing changes a process
 
     # ------------------------------------------------------------------ levels

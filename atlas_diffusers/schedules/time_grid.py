@@ -46,7 +46,7 @@ class TimeGrid:
     spaced: bool = False
     shift: float = 1.0
 
-    def __deepcopy__(self, memo) -> "TimeGrid":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TimeGrid":
         return self  # nothing changes a grid
 
 

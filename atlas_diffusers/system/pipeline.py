@@ -157,7 +157,7 @@ class DiffusionPipeline:
         return self.scheduler.get_velocity(sample, noise, timesteps)
 
 
-def device_of(model) -> torch.device:
+def device_of(model: Any) -> torch.device:
     """Where a model's weights are; the CPU for one without any."""
     weights = model.parameters() if isinstance(model, nn.Module) else ()
     return next((p.device for p in weights), torch.device("cpu"))

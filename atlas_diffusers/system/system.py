@@ -105,7 +105,7 @@ class AdvancedDiffusionSystem:
             calls, network = [], model or GaussianModel(pipeline)
             generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
 
-            def counted(*args, network=network, calls=calls, **kwargs):
+            def counted(*args: Any, network: Any = network, calls: Any = calls, **kwargs: Any):
                 calls.append(1)
                 return network(*args, **kwargs)
 

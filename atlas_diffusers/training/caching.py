@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import logging
@@ -113,7 +114,7 @@ class CaptionCache:
         folder: where the shards are kept.
     """
 
-    def __init__(self, texts: list[str], tokenizer, text_encoder: torch.nn.Module, folder: Path):
+    def __init__(self, texts: list[str], tokenizer: Any, text_encoder: torch.nn.Module, folder: Path):
         unique = sorted({"", *texts})
 
         @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import random
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class PictureDataset(Dataset):
     that an item is the same in every process and after every restart.
     """
 
-    def __init__(self, data, config: DatasetConfig):
+    def __init__(self, data: Any, config: DatasetConfig):
         self.data, self.config, self.sizes = data, config, None
         ImageColor.getrgb(config.background)
 

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -37,7 +38,7 @@ class Evaluator:
 
     def __call__(
         self,
-        pipeline,
+        pipeline: Any,
         count: int = 256,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -93,7 +94,7 @@ def _features(pictures: torch.Tensor) -> torch.Tensor:
     return efficientnet_features((pictures / 2 + 0.5).clamp(0, 1).expand(-1, 3, -1, -1))
 
 
-def call_inputs(pipeline, items: list[dict]) -> dict:
+def call_inputs(pipeline: Any, items: list[dict]) -> dict:
     """What a pipeline is called with for a picture like each of some items: source, caption and label, where it takes them."""
     inputs = {}
     if pipeline.has_text:
@@ -105,7 +106,7 @@ def call_inputs(pipeline, items: list[dict]) -> dict:
     return inputs or {"num_images_per_prompt": len(items)}
 
 
-def _generate(pipeline, items: list[dict], steps, guidance_scale, seed: int) -> torch.Tensor:
+def _generate(pipeline: Any, items: list[dict], steps: Any, guidance_scale: float | None, seed: int) -> torch.Tensor:
     """(count, channels, height, width) in [-1, 1]."""
     parts = []
     for start in range(0, len(items), LARGEST_BATCH):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from typing import Any
 
 import torch
 
@@ -50,6 +51,6 @@ def _picture(picture: dict | None) -> str:
     return f"{os.path.basename(path)} {os.path.getsize(path) if os.path.exists(path) else 'missing'}"
 
 
-def tokenizer_fingerprint(tokenizer) -> str:
+def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Of the vocabulary."""
     return fingerprint(json.dumps(sorted(tokenizer.get_vocab().items())))

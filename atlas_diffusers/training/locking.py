@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -48,7 +49,7 @@ class RunLock:
             raise ValueError(f"{self.file.parent}: another run started at the same moment") from error
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.file.unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
 """How much memory a training step needs, found without running it."""
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +22,7 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._known = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
         # what comes from outside, such as a weight, is not made here, and nor are its views
         tree_map_only(torch.Tensor, lambda tensor: self._known.add(tensor.untyped_storage()), args)
         result = function(*args, **(kwargs or {}))
@@ -78,7 +78,7 @@ def memory_of(config: TrainingConfig, parts: Networks) -> TrainingMemory:
         return _step_memory(config, unet, text_encoder, pixels_of_latent(parts.vae))
 
 
-def _step_memory(config: TrainingConfig, unet: torch.nn.Module, text_encoder=None, factor: int = 1) -> TrainingMemory:
+def _step_memory(config: TrainingConfig, unet: torch.nn.Module, text_encoder: Any = None, factor: int = 1) -> TrainingMemory:
     """On the meta device; ``factor`` pixels are a latent."""
     unet.train()
     if config.gradient_checkpointing:

@@ -1,5 +1,7 @@
 """The loss of one micro-batch: what the network is shown, and what it should have said."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -37,7 +39,9 @@ class Objective:
 
     pipeline = "AtlasPipeline"
 
-    def __init__(self, config: TrainingConfig, accelerator: Accelerator, networks: Networks, wrapped: dict, embeddings=None):
+    def __init__(
+        self, config: TrainingConfig, accelerator: Accelerator, networks: Networks, wrapped: dict, embeddings: Any = None
+    ):
         self.config, self.accelerator, self.wrapped, self.embeddings = config, accelerator, wrapped, embeddings
         self.vae, self.tokenizer, self.scheduler = networks.vae, networks.tokenizer, networks.scheduler
         self.no_class = networks.unet.config.get("num_class_embeds")
@@ -116,12 +120,12 @@ class Objective:
 class Denoising(Objective):
     """``E w(t) ‖m − m_θ(α x_0 + σ ε, t)‖²``, m the target of the scheduler's prediction type."""
 
-    def __init__(self, config: TrainingConfig, *parts, **more):
+    def __init__(self, config: TrainingConfig, *parts: Any, **more: Any):
         super().__init__(config, *parts, **more)
         self.weights = None if config.loss_weighting is None else loss_weighting(**config.loss_weighting)
         self.prediction_type = self.scheduler.config.get("prediction_type")
 
-    def loss(self, data, batch, own, generator, halvings):
+    def loss(self, data: Any, batch: dict, own: Any, generator: Any, halvings: int):
         c = self.config
         noise = randn_tensor(data.shape, own, data.device, data.dtype)
         if c.offset_noise:
@@ -143,7 +147,7 @@ class Denoising(Objective):
 class FlowMatching(Denoising):
     """``E w(s) ‖ε − x_0 − v_θ((1 − s) x_0 + s ε, s T)‖²`` (Lipman et al. 2022, arXiv 2210.02747)."""
 
-    def __init__(self, config: TrainingConfig, *parts, **more):
+    def __init__(self, config: TrainingConfig, *parts: Any, **more: Any):
         super().__init__(config, *parts, **more)
         self.prediction_type = "flow_prediction"
 
@@ -178,7 +182,7 @@ class BridgeMatching(Objective):
         """Diffusers' Euler."""
         return FlowMatchEulerDiscreteScheduler()
 
-    def loss(self, data, batch, own, generator, halvings):
+    def loss(self, data: Any, batch: dict, own: Any, generator: Any, halvings: int):
         c, steps = self.config, self.scheduler.config.num_train_timesteps
         source = self._halved(self._encoded(batch, "source", own), halvings)
         if c.coupling == "sinkhorn":

@@ -4,6 +4,7 @@ import copy
 from collections import deque
 from collections.abc import Iterator
 from itertools import count, islice
+from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -57,7 +58,8 @@ class StreamSampler(Sampler):
     """
 
     def __init__(
-        self, data, config: DatasetConfig, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1, state=None
+        self, data: Any, config: DatasetConfig, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1,
+        state: Any = None,
     ):
         from datasets.distributed import split_dataset_by_node
 

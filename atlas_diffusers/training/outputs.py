@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ def save_result(config: TrainingConfig, parts: Networks, networks: dict[str, tor
     (folder / "recipe.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def save_grid(config: TrainingConfig, pipeline, dataset: PictureDataset | BridgePairs, file: Path) -> None:
+def save_grid(config: TrainingConfig, pipeline: Any, dataset: PictureDataset | BridgePairs, file: Path) -> None:
     """Pictures for ``sample_prompts``, or of a bridge from the first pictures of its source, always of the same noise."""
     bridging = isinstance(dataset, BridgePairs)
     items = [dataset[index, 0] for index in range(min(GRID, len(dataset)))] if bridging else []

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -81,7 +82,7 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.bar.close()
 
     def finish(self) -> None:
@@ -102,7 +103,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def draw_curves(figure, rows: list[dict]):
+def draw_curves(figure: Any, rows: list[dict]):
     """Loss, learning rate and, where there are evaluations, KID against the step."""
     names = {"loss": "loss", "lr": "learning rate", "kid": "KID (EfficientNet-Lite0)"}
     present = [name for name in names if any(name in row for row in rows)]

@@ -1,5 +1,7 @@
 """Everything that an exact resume needs, as named tensors and JSON, and back."""
 
+from typing import Any
+
 import torch
 from diffusers.training_utils import EMAModel
 
@@ -17,7 +19,7 @@ class Snapshot:
         optimizer, lr_scheduler: of the same.
     """
 
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], ema: EMAModel, optimizer, lr_scheduler):
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], ema: EMAModel, optimizer: Any, lr_scheduler: Any):
         self.parameters, self.ema, self.optimizer, self.lr_scheduler = parameters, ema, optimizer, lr_scheduler
 
     def take(self) -> tuple[dict[str, torch.Tensor], dict]:

@@ -2,6 +2,7 @@
 
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -82,7 +83,7 @@ def write_recipe(folder: str, file: Path, captions: str = "auto", resolution: in
     return data.info.description + hint
 
 
-def _sides(data) -> list[int]:
+def _sides(data: Any) -> list[int]:
     """Short sides of some of the pictures."""
     stride = max(1, len(data) // LOOKED_AT)
     return [min(decode(picture, place).size) for place, picture in enumerate(data[::stride]["image"])]
@@ -94,6 +95,6 @@ def _resolution(sides: list[int]) -> int:
     return max(fitting, default=SIDES[0])
 
 
-def _yaml(value) -> str:
+def _yaml(value: Any) -> str:
     """In one line."""
     return yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True).removesuffix("...\n").strip()

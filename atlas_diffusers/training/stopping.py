@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -36,7 +37,7 @@ class StopRequest:
             self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
         return self
 
-    def _ask(self, number: int, frame) -> None:
+    def _ask(self, number: int, frame: Any) -> None:
         self.number = number
         self._restore()
 
@@ -45,7 +46,7 @@ class StopRequest:
             signal.signal(number, handler)
         self._before = {}
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._restore()
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from typing import Any
 
 import torch
 
@@ -50,7 +51,7 @@ def summarise(
     return "\n".join(f"{title:9} {text}" for title, text in rows.items() if text)
 
 
-def _data(config: TrainingConfig, pictures) -> str:
+def _data(config: TrainingConfig, pictures: Any) -> str:
     d = config.dataset
     source = f"{d.name}" + (f" ({d.root})" if d.root else "")
     if d.streaming:
@@ -59,7 +60,7 @@ def _data(config: TrainingConfig, pictures) -> str:
     return f"{source}: {told or f'{len(pictures):,} pictures'}, at {d.resolution} pixels"
 
 
-def _captions(config: TrainingConfig, pictures, tokenizer) -> str | None:
+def _captions(config: TrainingConfig, pictures: Any, tokenizer: Any) -> str | None:
     """Some, and how many are longer than what the text encoder reads."""
     if config.dataset.streaming or not (texts := [text for text in pictures.captions() if text]):
         return None
@@ -71,14 +72,14 @@ def _captions(config: TrainingConfig, pictures, tokenizer) -> str | None:
     return shown + (f"; {cut} are cut after {tokenizer.model_max_length} tokens" if cut else "")
 
 
-def _buckets(pictures) -> str | None:
+def _buckets(pictures: Any) -> str | None:
     """Heights and widths, with how many pictures have them."""
     if getattr(pictures, "sizes", None) is None:
         return None
     return ", ".join(f"{height}x{width} ({number})" for (height, width), number in sorted(Counter(pictures.sizes).items()))
 
 
-def _steps(config: TrainingConfig, pictures, processes: int) -> str:
+def _steps(config: TrainingConfig, pictures: Any, processes: int) -> str:
     batch = config.batch_size * processes
     text = f"{config.max_steps:,} of {batch} pictures" + (f" on {processes} processes" if processes > 1 else "")
     if config.dataset.streaming:

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -216,7 +217,7 @@ class Trainer:
             generator=torch.Generator().manual_seed(c.seed),
         )
 
-    def _optimizer_step(self, batches) -> torch.Tensor:
+    def _optimizer_step(self, batches: Any) -> torch.Tensor:
         c, accelerator = self.config, self.accelerator
         seed = c.seed * SEED_STRIDE + self.step
         generator, device = torch.Generator().manual_seed(seed), accelerator.device

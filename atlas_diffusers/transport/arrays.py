@@ -7,7 +7,8 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def as_tensor(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -166,7 +167,7 @@ def log_weights(weights: torch.Tensor) -> torch.Tensor:
     return torch.where(zero, 1, weights).log().masked_fill(zero, -math.inf)
 
 
-def _flat(name: str, values, shape: tuple[int, ...], size: int, device: torch.device) -> torch.Tensor | None:
+def _flat(name: str, values: Any, shape: tuple[int, ...], size: int, device: torch.device) -> torch.Tensor | None:
     if values is None:
         return None
     values = torch.as_tensor(values, dtype=torch.float64, device=device)

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ SAME_MODEL = 1e-3  # relative difference of velocities that rounding may leave
 NAMES = ("states", "velocities", "ends")
 
 
-def write_whole(file: Path, write) -> None:
+def write_whole(file: Path, write: Any) -> None:
     """``write(path)`` beside the file and renamed, so that the file is whole or not there."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.part")

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -60,7 +61,8 @@ class Settings:
 
 
 def calibrated_scheduler(
-    cls, model, call, prompts, guidance_scale, config, sample_shape, batch_size, generator, device, settings: Settings
+    cls, model: Any, call: Any, prompts: Any, guidance_scale: float | None, config: Any, sample_shape: Any,
+    batch_size: int | None, generator: Any, device: Any, settings: Settings,
 ) -> AtlasMultistepScheduler:
     """:meth:`AtlasMultistepScheduler.calibrate`."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -96,7 +98,7 @@ def tables_before(config: dict, plain: AtlasMultistepScheduler, guidance_scale: 
     return calibration.tables if same and calibration.guidance_scale == guidance_scale else {}
 
 
-def pipeline_call(pipeline, call: dict | None, prompts: list[str] | None, guidance_scale: float | None) -> dict:
+def pipeline_call(pipeline: Any, call: dict | None, prompts: list[str] | None, guidance_scale: float | None) -> dict:
     """Arguments of the pipeline's call; where it takes a text and none is given, the empty one."""
     call = dict(call or {})
     if prompts is not None:
@@ -108,14 +110,16 @@ def pipeline_call(pipeline, call: dict | None, prompts: list[str] | None, guidan
     return call
 
 
-def guidance_of(pipeline, call: dict) -> float | None:
+def guidance_of(pipeline: Any, call: dict) -> float | None:
     """The guidance scale of a call: its own, the pipeline's default, or that of the signature."""
     default = inspect.signature(type(pipeline).__call__).parameters.get("guidance_scale")
     found = call.get("guidance_scale", None if default is None else default.default)
     return pipeline.config.get("default_guidance_scale", 1.0) if found is None else found
 
 
-def pipeline_models(pipeline, scheduler, call, seeds, batch_size, counts) -> list[tuple[PipelineModel, Sequence[int]]]:
+def pipeline_models(
+    pipeline: Any, scheduler: Any, call: Any, seeds: Any, batch_size: int | None, counts: Any
+) -> list[tuple[PipelineModel, Sequence[int]]]:
     """One model for all step counts, or one for each where image-to-image starts at a level of its own."""
     first = PipelineModel(pipeline, scheduler, call, seeds, batch_size, counts[0])
     if not first.begin:

@@ -3,6 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -65,7 +66,7 @@ class Model(ABC):
         return self.scheduler.velocity(output, sample, data, level).flatten(1)
 
 
-def start_noise(seeds: Sequence[int], shape: Sequence[int], device, dtype: torch.dtype) -> torch.Tensor:
+def start_noise(seeds: Sequence[int], shape: Sequence[int], device: Any, dtype: torch.dtype) -> torch.Tensor:
     """One seed a sample, as Diffusers draws it for a list of generators."""
     rows = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=dtype) for seed in seeds]
     return torch.stack(rows).to(device)
@@ -89,7 +90,9 @@ class FunctionModel(Model):
 
     scales_noise = True
 
-    def __init__(self, predict: Predict, scheduler: AtlasMultistepScheduler, shape, seeds, batch_size: int, device):
+    def __init__(
+        self, predict: Predict, scheduler: AtlasMultistepScheduler, shape: Any, seeds: Any, batch_size: int, device: Any
+    ):
         super().__init__(scheduler, len(seeds), batch_size)
         self.predict, self.shape, self.top = predict, tuple(shape), scheduler.largest_sigma_hat
         self.noise = start_noise(seeds, shape, device, torch.float32).flatten(1)

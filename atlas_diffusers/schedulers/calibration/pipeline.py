@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -41,7 +42,9 @@ class PipelineModel(Model):
         ValueError: for arguments that a calibration sets itself, and a pipeline whose call cannot be driven.
     """
 
-    def __init__(self, pipeline, scheduler: AtlasMultistepScheduler, call: dict, seeds: list[int], batch_size: int, steps: int):
+    def __init__(
+        self, pipeline: Any, scheduler: AtlasMultistepScheduler, call: dict, seeds: list[int], batch_size: int, steps: int
+    ):
         super().__init__(scheduler, len(seeds), batch_size)
         self.pipeline, self.call, self.seeds = pipeline, call, seeds
         self.known = inspect.signature(type(pipeline).__call__).parameters
@@ -111,7 +114,7 @@ class PipelineModel(Model):
             else:
                 pipeline._progress_bar_config = bars
 
-    def _encode(self, *args, **kwargs):
+    def _encode(self, *args: Any, **kwargs: Any):
         """``pipeline.encode_prompt``, once for the same texts."""
         if any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values())):
             return type(self.pipeline).encode_prompt(self.pipeline, *args, **kwargs)
@@ -223,7 +226,7 @@ def _exact(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _of_rows(name: str, value, rows: Sequence[int]):
+def _of_rows(name: str, value: Any, rows: Sequence[int]):
     """What an argument says about some trajectories: lists are taken in turn, a text is that of all."""
     name = name.rstrip("_234")
     if isinstance(value, str) and name in ("prompt", "negative_prompt"):

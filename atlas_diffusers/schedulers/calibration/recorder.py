@@ -1,6 +1,7 @@
 """A scheduler that takes the place of a pipeline's own, so that whoever drives the pipeline chooses levels and samples."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ class Recorder(AtlasMultistepScheduler):
         self.given, self.start, self.answer, self.allows = [], 1.0, None, None
         self.begin, self.scaled, self.even = 0, False, None
 
-    def __deepcopy__(self, memo) -> "Recorder":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recorder":
         return self
 
     @property
@@ -44,7 +45,9 @@ class Recorder(AtlasMultistepScheduler):
         self.scaled = True
         return self.start
 
-    def set_timesteps(self, num_inference_steps=None, device=None, timesteps=None, sigmas=None, mu=None) -> None:
+    def set_timesteps(
+        self, num_inference_steps: Any = None, device: Any = None, timesteps: Any = None, sigmas: Any = None, mu: Any = None
+    ) -> None:
         self.even, self.begin = BaseScheduler._build_grid(self, Request(num_inference_steps, timesteps, sigmas, mu)), 0
         steps, nodes = len(self.even.source), self.nodes(self.given)
         skipped = steps - len(self.given)  # image-to-image leaves the first of its timesteps out
@@ -60,7 +63,10 @@ class Recorder(AtlasMultistepScheduler):
         if not self.allows(calls):
             raise CallsDiffer(calls)
 
-    def step(self, model_output, timestep, sample, generator=None, per_token_timesteps=None, return_dict: bool = True):
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Any = None, per_token_timesteps: Any = None,
+        return_dict: bool = True,
+    ):
         if per_token_timesteps is not None:
             raise ValueError("tokens at levels of their own cannot be calibrated")
         sample = self.answer(model_output, sample)
@@ -74,10 +80,13 @@ class Observed(AtlasMultistepScheduler):
         super()._setup()
         self.end, self.calls = None, 0
 
-    def __deepcopy__(self, memo) -> "Observed":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Observed":
         return self
 
-    def step(self, model_output, timestep, sample, generator=None, per_token_timesteps=None, return_dict: bool = True):
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Any = None, per_token_timesteps: Any = None,
+        return_dict: bool = True,
+    ):
         result = super().step(model_output, timestep, sample, generator, per_token_timesteps, return_dict)
         self.end, self.calls = result[0], self.calls + len(sample)
         return result

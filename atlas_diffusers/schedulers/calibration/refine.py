@@ -3,6 +3,7 @@
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -45,7 +46,7 @@ class Unknown:
         return replace(table, weights=_with(table.weights, self.n, row))
 
 
-def _with(values: list, index: int, value) -> list:
+def _with(values: list, index: int, value: Any) -> list:
     return [*values[:index], value, *values[index + 1 :]]
 
 
@@ -61,7 +62,7 @@ def affordable(calls: int, budget: int) -> list[Unknown]:
     return chosen
 
 
-def refine(model: Model, teacher: Trajectories, candidate: Candidate, train: torch.Tensor, budget: int, score) -> tuple:
+def refine(model: Model, teacher: Trajectories, candidate: Candidate, train: torch.Tensor, budget: int, score: Any) -> tuple:
     """
     One Gauss-Newton step for the mean distance of ends, damped so that held-out ends come nearest by the linear model.
 

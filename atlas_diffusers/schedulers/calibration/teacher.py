@@ -4,6 +4,7 @@ import math
 import warnings
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -69,7 +70,7 @@ class Teacher:
         progress: called after every step.
     """
 
-    def __init__(self, sigmas: list[float], progress=None):
+    def __init__(self, sigmas: list[float], progress: Any = None):
         self.sigmas, self.angles, self.progress = sigmas, [math.atan(sigma) for sigma in sigmas], progress
         self.states, self.velocities, self.recent = [], [], []
         self.corrected = self.predicted = None
@@ -94,7 +95,7 @@ class Teacher:
         return Trajectories(self.sigmas, torch.stack(self.states), torch.stack(self.velocities), kept(self.predicted))
 
 
-def run_teacher(model: Model, sigmas: list[float], rows: slice = slice(None), progress=None) -> Trajectories:
+def run_teacher(model: Model, sigmas: list[float], rows: slice = slice(None), progress: Any = None) -> Trajectories:
     """Fine solutions of some of a model's trajectories."""
     teacher = Teacher(sigmas, progress)
     model.march(sigmas, teacher, rows=rows)
