@@ -7,14 +7,15 @@ import types
 from typing import Any
 
 SCRIPT = "atlas_diffusers.training.script"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 def launch(arguments: list[str]) -> int:
     """
     Run the training script with ``arguments`` as `accelerate config` set it up, on one process or several.
 
-    SIGINT and SIGTERM reach the script, which ends calmly; nothing of Accelerate's or torchrun's is printed after it.
+    SIGINT, SIGTERM and the end of the terminal reach the script, which ends calmly, unless they are ignored, as by nohup.
+    Nothing of Accelerate's or torchrun's is printed after it.
 
     Returns:
         The exit status of the script, or 128 and the signal that ended it.
@@ -37,9 +38,10 @@ def _one(command: list[str], environment: dict[str, str]) -> int:
     def forward(number: int, frame: types.FrameType | None) -> None:
         if process is None:
             raise KeyboardInterrupt
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in heard}
     try:
         process = subprocess.Popen(command, env=environment, start_new_session=True)
         status = process.wait()

@@ -25,7 +25,7 @@ class StopRequest:
     """
     As a context, remembers the first SIGINT or SIGTERM in ``number``; the second one acts as it did before.
 
-    Only the main thread of a process gets signals; elsewhere nothing is changed.
+    Only the main thread of a process gets signals; elsewhere nothing is changed, nor is a signal that is ignored.
     """
 
     def __init__(self):
@@ -34,7 +34,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._ask) for number in heard}
         return self
 
     def _ask(self, number: int, frame: Any) -> None:

@@ -60,13 +60,27 @@ def test_train_runs_the_script_as_accelerate_is_set_up(tmp_path, monkeypatch, ca
         ("sys.exit(3)", 3),
         ("os.kill(os.getpid(), 9)", 137),
         ("os.kill(os.getppid(), 15); signal.sigwait([15])", 143),
+        ("os.kill(os.getppid(), 1); signal.sigwait([15])", 143),
     ],
-    ids=["success", "mistake", "killed", "the command is asked to stop"],
+    ids=["success", "mistake", "killed", "the command is asked to stop", "the terminal ends"],
 )
 def test_the_exit_status_of_the_script_is_kept(program, status):
     before = signal.getsignal(signal.SIGTERM)
     assert launching._one([sys.executable, "-c", f"import os, signal, sys; {program}"], dict(os.environ)) == status
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        program = """import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [15])
+os.kill(os.getppid(), 1)
+sys.exit(3 if signal.sigtimedwait([15], 0.2) else 0)"""
+        assert launching._one([sys.executable, "-c", program], dict(os.environ)) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_exit_status_of_several_processes_is_that_of_the_first_failure():
