@@ -260,13 +260,14 @@ class AtlasMultistepScheduler(BaseScheduler):
         """The nodes of an angle from the level of an even grid's call ``begin`` on."""
         scale = self._scale_of(even)
         highest = even.source[begin] if begin else self.process.highest(even)
-        placed = self._placed(len(even.source) - begin, scale, angle(highest, scale))
+        lowest = min(angle(self.process.lowest, scale), angle(even.source[-1], scale))
+        placed = self._placed(len(even.source) - begin, angle(highest, scale), lowest, scale)
         laid = self._grid_of([*placed, even.target[-1].sigma_hat], clock)
         return _Nodes(**{**vars(laid), "shift": even.shift}, even=even, clock=clock)
 
-    def _placed(self, steps: int, scale: float, largest: float) -> list[float]:
-        """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below the lowest level, it is that instead."""
-        power, smallest, last = self.config.angle_power, angle(self.process.lowest, scale), 0.0
+    def _placed(self, steps: int, largest: float, smallest: float, scale: float) -> list[float]:
+        """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below the smallest angle, it is that instead."""
+        power, last = self.config.angle_power, 0.0
         parts = [1 - k / steps for k in range(steps)]
         if steps > 1 and largest * parts[-1] ** power < smallest:
             parts, last = [1 - k / (steps - 1) for k in range(steps)], smallest

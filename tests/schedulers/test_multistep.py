@@ -222,6 +222,15 @@ def test_which_sigmas_of_a_pipeline_give_way():
     assert off.sigmas.tolist() == pytest.approx([*(3 * s / (1 + 2 * s) for s in EVEN), 0.0], abs=1e-6)
 
 
+def test_nodes_reach_down_to_where_a_pipeline_calls_its_network():
+    """Stable Audio 3 has T = 1, which says nothing about the least noisy level of training."""
+    scheduler = AtlasMultistepScheduler(shift=1.0, num_train_timesteps=1, use_angle_nodes=True)
+    scheduler.set_timesteps(sigmas=[1.0, 0.99, 0.9, 0.1])
+    c, last = 3.0, 1 / 16
+    ratio = c * math.tan(math.pi / 2 * last)
+    assert scheduler.sigmas[-2].item() == pytest.approx(ratio / (1 + ratio), abs=1e-6)
+
+
 def test_nodes_keep_the_clock_of_a_pipeline():
     """CogView4's network is given times before the shift: T times the sigma that would be shifted to the node's."""
     scheduler = AtlasMultistepScheduler(shift=3.0)
