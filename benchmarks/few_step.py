@@ -289,26 +289,28 @@ class CalibrationNetwork(Network):
         super().__init__(problem)
 
 
-def calibrated_scheduler(problem: Problem, folder: Path | None, counts: list[int], trajectories: int):
+def calibrated_scheduler(problem: Problem, seed: int, arguments):
     """The scheduler, and a line on what it cost."""
     from atlas_diffusers import AtlasMultistepScheduler
 
     start = perf_counter()
-    network = CalibrationNetwork(problem.name, problem.betas, folder)
+    network = CalibrationNetwork(problem.name, problem.betas, arguments.cache)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         scheduler = AtlasMultistepScheduler.calibrate(
             network,
-            num_inference_steps=tuple(counts),
-            num_trajectories=trajectories,
+            num_inference_steps=tuple(arguments.calls),
+            num_trajectories=arguments.trajectories,
+            teacher_steps=arguments.teacher_steps,
+            budget=arguments.budget,
             sample_shape=(problem.size,),
             config=dict(problem.process),
-            generator=torch.Generator().manual_seed(0),
+            generator=torch.Generator().manual_seed(seed),
             progress=False,
         )
     reported, seconds = scheduler.calibration_report.network_calls, perf_counter() - start
     notes = [f"{reported} network calls reported, in {network.calls} batches, {seconds:.0f} s", *map(warning_text, caught)]
-    return scheduler, f"{problem.name}, {problem.betas}: {'; '.join(notes)}"
+    return scheduler, f"{problem.name}, {problem.betas}, seed {seed}: {'; '.join(notes)}"
 
 
 def warning_text(warning) -> str:
@@ -376,7 +378,7 @@ def summarise(rows: dict[tuple[str, int], list[list[float]]]) -> None:
 
 
 def run(arguments) -> None:
-    kept, rows, notes, counts, left = PeersFile(arguments.peers), {}, [], [], {}
+    kept, rows, notes, counts, left, spread = PeersFile(arguments.peers), {}, [], [], {}, []
     print(f"| {HEADER} |\n{'|---' * (HEADER.count('|') + 1)}|")
     for name, betas in itertools.product(arguments.problems, arguments.betas):
         problem = Problem(name, betas, arguments.cache)
@@ -385,13 +387,16 @@ def run(arguments) -> None:
         truth = reference(problem, noise, arguments.reference_steps, arguments.cache)
         ours = []
         if not arguments.peers_only:
-            calibrated, note = calibrated_scheduler(problem, arguments.cache, arguments.calls, arguments.trajectories)
-            ours, notes = [uncalibrated_scheduler(problem), calibrated], [*notes, note]
+            found = [calibrated_scheduler(problem, seed, arguments) for seed in arguments.seeds]
+            ours, notes = [scheduler for scheduler, _ in found], [*notes, *(note for _, note in found)]
         for calls in arguments.calls:
             start = perf_counter()
             key = f"{name}, {betas}, {calls} calls, {count} samples, {arguments.reference_steps} steps"
             found = kept.cell(key, lambda: compare_peers(problem, noise, truth, calls))  # noqa: B023
             errors = [our_error(scheduler, problem, noise, truth, calls) for scheduler in ours]
+            if ours:
+                spread.append(max(errors) / geometric_mean(errors))
+                errors = [our_error(uncalibrated_scheduler(problem), problem, noise, truth, calls), geometric_mean(errors)]
             ratios = row(problem, calls, found["errors"], errors, perf_counter() - start)
             rows.setdefault((name, calls), []).append(ratios)
             counts.append(len(found["errors"]))
@@ -400,6 +405,7 @@ def run(arguments) -> None:
     print(", ".join(f"{number} {reason}" for reason, number in left.items()))
     summarise(rows)
     if notes:
+        print(f"worst seed over the mean of {len(arguments.seeds)}: {geometric_mean(spread):.3f}, greatest {max(spread):.3f}")
         print("\ncalibrations:", *notes, sep="\n  ")
 
 
@@ -410,6 +416,9 @@ def main() -> None:
     parser.add_argument("--calls", type=int, nargs="*", default=[5, 6, 8, 10])
     parser.add_argument("--count", type=int, help="samples, instead of 256, and 128 for patches")
     parser.add_argument("--trajectories", type=int, default=64, help="of the calibration")
+    parser.add_argument("--teacher-steps", type=int, default=36, help="of the calibration")
+    parser.add_argument("--budget", type=int, default=15_000, help="network calls of the calibration")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of calibrations; errors are their geometric mean")
     parser.add_argument("--reference-steps", type=int, default=500)
     parser.add_argument("--peers-only", action="store_true")
     parser.add_argument("--peers", type=Path, metavar="FILE", help="JSON that peers' errors are kept in and taken from")
