@@ -246,9 +246,9 @@ class Run:
         return float((self.end - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 
-def build_flow_pipeline(kind: str):
-    """A pipeline with its published scheduler."""
-    pipeline = KINDS[kind].build(diffusers.FlowMatchEulerDiscreteScheduler(**KINDS[kind].config))
+def build_flow_pipeline(kind: str, **changes):
+    """A pipeline with its published scheduler, whose config is changed as told."""
+    pipeline = KINDS[kind].build(diffusers.FlowMatchEulerDiscreteScheduler(**{**KINDS[kind].config, **changes}))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

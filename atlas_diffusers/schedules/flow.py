@@ -16,6 +16,7 @@ from .time_grid import Request, TimeGrid, as_numbers, between_ends, grid_option,
 TIME_SHIFT_TYPES = ("exponential", "linear")
 EVEN = 2e-3  # deviation of evenly spaced sigmas, some of which are rounded to timesteps
 SMALLEST = 1e-8  # sigma that stands for a network call at clean data
+LEAST_OF_ONE = 1e-3
 LARGEST_SIGMA_HAT = 4096.0  # where the network's output says nothing about x_0 at α = 0
 
 
@@ -102,8 +103,9 @@ class Flow(NoiseProcess):
 
     @property
     def lowest(self) -> NoiseLevel:
-        """The least noisy level that the network is called at."""
-        return self._level(self.least if self.terminal is None else self.terminal)
+        """The least noisy level that the network is called at; where T is 1, as for audio, training's says nothing."""
+        least = self.least if self.least < 1 else LEAST_OF_ONE
+        return self._level(least if self.terminal is None else self.terminal)
 
     def final_level(self, final_sigmas_type: str) -> NoiseLevel:
         return CLEAN if final_sigmas_type == "zero" else self._level(self.least)
