@@ -6,26 +6,30 @@ from typing import Any
 import diffusers
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
 
+from .schedules.betas import BETA_SCHEDULES, STOCK_NAMES
+
 PACKAGE = __name__.partition(".")[0]
 
+# every sampler, by the name of its SamplingMethod
+SAMPLERS = {
+    "ddpm": "AtlasDDPMScheduler",
+    "ddim": "AtlasDDIMScheduler",
+    "pndm": "AtlasPNDMScheduler",
+    "euler": "AtlasEulerScheduler",
+    "ancestral": "AtlasEulerAncestralScheduler",
+    "heun": "AtlasHeunScheduler",
+    "multistep": "AtlasMultistepScheduler",
+}
+# the noise scheduler of every beta schedule, by the schedule's name
+NOISE_SCHEDULERS = {
+    name: "".join(word.capitalize() for word in name.split("_")) + "NoiseScheduler"
+    for name in BETA_SCHEDULES
+    if name not in STOCK_NAMES
+}
 CLASSES = {
     "AtlasTransformer2DModel": ".models",
     "AtlasUNet2DModel": ".models",
-    "AtlasDDPMScheduler": ".schedulers",
-    "AtlasDDIMScheduler": ".schedulers",
-    "AtlasPNDMScheduler": ".schedulers",
-    "AtlasEulerScheduler": ".schedulers",
-    "AtlasEulerAncestralScheduler": ".schedulers",
-    "AtlasHeunScheduler": ".schedulers",
-    "AtlasMultistepScheduler": ".schedulers",
-    "LinearNoiseScheduler": ".schedulers",
-    "ScaledLinearNoiseScheduler": ".schedulers",
-    "CosineNoiseScheduler": ".schedulers",
-    "QuadraticNoiseScheduler": ".schedulers",
-    "SigmoidNoiseScheduler": ".schedulers",
-    "ExponentialNoiseScheduler": ".schedulers",
-    "LaplaceNoiseScheduler": ".schedulers",
-    "KarrasNoiseScheduler": ".schedulers",
+    **dict.fromkeys([*SAMPLERS.values(), *NOISE_SCHEDULERS.values()], ".schedulers"),
     "AtlasPipeline": ".pipelines",
     "AtlasBridgePipeline": ".pipelines",
 }

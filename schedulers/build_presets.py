@@ -7,19 +7,19 @@ betas; Diffusers' own classes refuse a name that they do not know.
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import atlas_diffusers
+from atlas_diffusers._registration import NOISE_SCHEDULERS, SAMPLERS
 
-CLASSES = {
-    "ddim": "AtlasDDIMScheduler",
-    "pndm": "AtlasPNDMScheduler",
-    "euler": "AtlasEulerScheduler",
-    "euler-ancestral": "AtlasEulerAncestralScheduler",
-    "heun": "AtlasHeunScheduler",
-    "multistep": "AtlasMultistepScheduler",
-}
-BETA_SCHEDULES = ("linear", "scaled_linear", "cosine", "quadratic", "sigmoid", "exponential", "laplace", "karras")
+
+def short(class_name: str) -> str:
+    """``euler-ancestral`` for ``AtlasEulerAncestralScheduler``."""
+    return re.sub("(?<=[a-z])(?=[A-Z])", "-", class_name[len("Atlas") : -len("Scheduler")]).lower()
+
+
+CLASSES = {short(name): name for name in SAMPLERS.values()}
 COMMON = {"num_train_timesteps": 1000, "prediction_type": "epsilon", "clip_sample": False}
 DDPM = {**COMMON, "beta_start": 0.0001, "beta_end": 0.02, "timestep_spacing": "trailing"}
 STABLE_DIFFUSION = {**COMMON, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -30,6 +30,18 @@ ZERO_SNR = {
     "timestep_spacing": "trailing",
     "rescale_betas_zero_snr": True,
 }
+FLOW = {"num_train_timesteps": 1000, "prediction_type": "flow_prediction"}
+FLUX = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+QWEN = {**FLUX, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02, "time_shift_type": "exponential"}
+# of the published scheduler_config.json files
+FLOWS = {
+    "stable-diffusion-3": {**FLOW, "shift": 3.0},
+    "flux-dev": {**FLOW, **FLUX, "shift": 3.0, "use_dynamic_shifting": True},
+    "flux-schnell": {**FLOW, **FLUX, "shift": 1.0},
+    "qwen-image": {**FLOW, **QWEN, "shift": 1.0, "use_dynamic_shifting": True},
+    "wan-2.1-720p": {**FLOW, "use_flow_sigmas": True, "shift": 5.0, "flow_shift": 5.0},
+    "sana": {**FLOW, "use_flow_sigmas": True, "shift": 3.0, "flow_shift": 3.0},
+}
 
 # family of presets: its options, and its samplers with what they add; a preset's name is family-sampler
 FAMILIES = {
@@ -39,7 +51,7 @@ FAMILIES = {
             {**DDPM, "beta_schedule": beta},
             {"ddim": {}, "euler": {}, "heun": {"use_exponential_sigmas": True}, "multistep": {}},
         )
-        for beta in BETA_SCHEDULES
+        for beta in NOISE_SCHEDULERS
     },
     "stable-diffusion-1.5": (
         RELEASED,
@@ -53,6 +65,7 @@ FAMILIES = {
         },
     ),
     "sdxl": (RELEASED, {"euler": {}, "euler-ancestral": {}, "ddim": {"set_alpha_to_one": False}, "heun": {}, "multistep": {}}),
+    **{flow: (options, {"euler": {}, "heun": {}, "multistep": {}}) for flow, options in FLOWS.items()},
     "zero-snr-v-prediction": (ZERO_SNR, {"ddim": {}, "euler": {}, "multistep": {}}),
 }
 

@@ -5,31 +5,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from .._registration import NOISE_SCHEDULERS, SAMPLERS
 from .training import StrictModel
 
-
-class BetaSchedule(str, Enum):
-    """Names of beta schedules."""
-
-    LINEAR = "linear"
-    COSINE = "cosine"
-    QUADRATIC = "quadratic"
-    SIGMOID = "sigmoid"
-    EXPONENTIAL = "exponential"
-    SCALED_LINEAR = "scaled_linear"
-    LAPLACE = "laplace"
-
-
-class SamplingMethod(str, Enum):
-    """Names of samplers."""
-
-    DDPM = "ddpm"
-    DDIM = "ddim"
-    PNDM = "pndm"
-    EULER = "euler"
-    ANCESTRAL = "ancestral"
-    HEUN = "heun"
-    MULTISTEP = "multistep"
+BetaSchedule = Enum("BetaSchedule", {name.upper(): name for name in NOISE_SCHEDULERS}, type=str, module=__name__)
+BetaSchedule.__doc__ = "Names of beta schedules."
+SamplingMethod = Enum("SamplingMethod", {name.upper(): name for name in SAMPLERS}, type=str, module=__name__)
+SamplingMethod.__doc__ = "Names of samplers."
 
 
 class NoiseSchedulerConfig(StrictModel):
@@ -38,7 +20,7 @@ class NoiseSchedulerConfig(StrictModel):
     num_train_timesteps: int = Field(default=1000, ge=1, description="T, the timesteps that the network was trained with")
     beta_start: float = Field(default=0.0001, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
-    beta_schedule: BetaSchedule = BetaSchedule.LINEAR
+    beta_schedule: BetaSchedule = BetaSchedule("linear")
     clip_sample: bool = Field(default=True, description="clamp the data prediction to ±clip_sample_range")
     clip_sample_range: float = Field(default=1.0, gt=0)
     prediction_type: Literal["epsilon", "sample", "v_prediction", "flow_prediction"] = "epsilon"

@@ -1,16 +1,8 @@
 """Samplers as ``SchedulerMixin`` classes, one algorithm a file."""
 
-from .noise_schedulers import (
-    BaseNoiseScheduler,
-    CosineNoiseScheduler,
-    ExponentialNoiseScheduler,
-    KarrasNoiseScheduler,
-    LaplaceNoiseScheduler,
-    LinearNoiseScheduler,
-    QuadraticNoiseScheduler,
-    ScaledLinearNoiseScheduler,
-    SigmoidNoiseScheduler,
-)
+from .._registration import NOISE_SCHEDULERS
+from . import noise_schedulers
+from .noise_schedulers import BaseNoiseScheduler
 from .options import SchedulerOptions, SigmaOptions, extend_config
 from .scheduling_atlas_ddim import AtlasDDIMScheduler
 from .scheduling_atlas_ddpm import AtlasDDPMScheduler
@@ -32,16 +24,13 @@ __all__ = [
     "AtlasPNDMScheduler",
     "BaseNoiseScheduler",
     "BaseScheduler",
-    "CosineNoiseScheduler",
-    "ExponentialNoiseScheduler",
-    "KarrasNoiseScheduler",
-    "LaplaceNoiseScheduler",
-    "LinearNoiseScheduler",
-    "QuadraticNoiseScheduler",
-    "ScaledLinearNoiseScheduler",
     "SchedulerOptions",
     "SigmaOptions",
     "SigmaScheduler",
-    "SigmoidNoiseScheduler",
     "extend_config",
 ]
+__all__ += NOISE_SCHEDULERS.values()
+
+
+def __getattr__(name: str) -> type[BaseNoiseScheduler]:
+    return getattr(noise_schedulers, name)

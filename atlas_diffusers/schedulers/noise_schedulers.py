@@ -1,7 +1,10 @@
 """Every beta schedule as a scheduler class of its own."""
 
+import functools
 from typing import ClassVar
 
+from .._registration import NOISE_SCHEDULERS
+from ..schedules import BETA_SCHEDULES
 from .processes import is_flow
 from .scheduling_atlas_ddpm import AtlasDDPMScheduler
 
@@ -26,49 +29,15 @@ class BaseNoiseScheduler(AtlasDDPMScheduler):
         super()._setup()
 
 
-class LinearNoiseScheduler(BaseNoiseScheduler):
-    """``β_t = linspace(β_start, β_end, T)``. Ho et al. 2020 (arXiv 2006.11239)."""
-
-    schedule = "linear"
-
-
-class ScaledLinearNoiseScheduler(BaseNoiseScheduler):
-    """``β_t = linspace(√β_start, √β_end, T)²``, Stable Diffusion's schedule (arXiv 2112.10752)."""
-
-    schedule = "scaled_linear"
+@functools.cache
+def noise_scheduler(schedule: str) -> type[BaseNoiseScheduler]:
+    """The class of a beta schedule of this package: ``noise_scheduler("linear")`` is ``LinearNoiseScheduler``."""
+    members = {"schedule": schedule, "__doc__": BETA_SCHEDULES[schedule].__doc__, "__module__": __name__}
+    return type(NOISE_SCHEDULERS[schedule], (BaseNoiseScheduler,), members)
 
 
-class CosineNoiseScheduler(BaseNoiseScheduler):
-    """``ᾱ(u) = cos²((u + 0.008)/1.008 · π/2)``. Nichol & Dhariwal 2021 (arXiv 2102.09672)."""
-
-    schedule = "cosine"
-
-
-class QuadraticNoiseScheduler(BaseNoiseScheduler):
-    """``β_t = β_start + (β_end − β_start)·u²``, u = t/(T−1)."""
-
-    schedule = "quadratic"
-
-
-class SigmoidNoiseScheduler(BaseNoiseScheduler):
-    """``β_t = β_start + (β_end − β_start)·sigmoid(12u − 6)``, u = t/(T−1)."""
-
-    schedule = "sigmoid"
-
-
-class ExponentialNoiseScheduler(BaseNoiseScheduler):
-    """``β_t = β_start·(β_end/β_start)^u``, u = t/(T−1)."""
-
-    schedule = "exponential"
-
-
-class LaplaceNoiseScheduler(BaseNoiseScheduler):
-    """Laplace-distributed log-SNR. Hang & Gu 2024 (arXiv 2407.03297)."""
-
-    schedule = "laplace"
-
-
-class KarrasNoiseScheduler(BaseNoiseScheduler):
-    """``ᾱ_t = 1/(1 + σ̂_t²)`` with Karras' σ̂_t from 0.002 to 80. Karras et al. 2022 (arXiv 2206.00364)."""
-
-    schedule = "karras"
+def __getattr__(name: str) -> type[BaseNoiseScheduler]:
+    for schedule, class_name in NOISE_SCHEDULERS.items():
+        if class_name == name:
+            return noise_scheduler(schedule)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,8 @@ from .grids import sigma_grid
 BetaSchedule = Callable[[int, float, float], torch.Tensor]
 
 BETA_SCHEDULES: dict[str, BetaSchedule] = {}
+# names that are read in Diffusers' configurations only: of our cosine, and of Shap-E's schedule
+STOCK_NAMES = ("squaredcos_cap_v2", "exp")
 
 
 @overload

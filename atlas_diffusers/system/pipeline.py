@@ -11,21 +11,12 @@ from tqdm.auto import tqdm
 
 import atlas_diffusers
 
+from .._registration import NOISE_SCHEDULERS, SAMPLERS
 from ..config import NoiseSchedulerConfig, SamplingMethod
 from ..denoising import ClassifierFreeGuidance, Denoiser, SamplingState, SchedulerProcess, sample
 from ..schedulers import BaseNoiseScheduler
 from ..schedulers import BaseScheduler as BaseSampler
 from ..schedules import output_coefficients
-
-SAMPLERS = {
-    SamplingMethod.DDPM: "AtlasDDPMScheduler",
-    SamplingMethod.DDIM: "AtlasDDIMScheduler",
-    SamplingMethod.PNDM: "AtlasPNDMScheduler",
-    SamplingMethod.EULER: "AtlasEulerScheduler",
-    SamplingMethod.ANCESTRAL: "AtlasEulerAncestralScheduler",
-    SamplingMethod.HEUN: "AtlasHeunScheduler",
-    SamplingMethod.MULTISTEP: "AtlasMultistepScheduler",
-}
 
 
 def _options(cls: type) -> set[str]:
@@ -38,8 +29,7 @@ class NoiseSchedulerFactory:
     @staticmethod
     def create_scheduler(config: NoiseSchedulerConfig) -> BaseNoiseScheduler:
         """The noise scheduler of ``config.beta_schedule``; its ``step`` is the DDPM posterior."""
-        name = "".join(word.capitalize() for word in config.beta_schedule.value.split("_")) + "NoiseScheduler"
-        cls = getattr(atlas_diffusers, name)
+        cls = getattr(atlas_diffusers, NOISE_SCHEDULERS[config.beta_schedule.value])
         return cls(**config.scheduler_options(_options(cls)))
 
 
@@ -59,7 +49,7 @@ class SamplerFactory:
         Raises:
             ValueError: for an option that the sampler does not have.
         """
-        cls = getattr(atlas_diffusers, SAMPLERS[SamplingMethod(method)])
+        cls = getattr(atlas_diffusers, SAMPLERS[SamplingMethod(method).value])
         known = _options(cls)
         if unknown := sorted(set(options) - known):
             raise ValueError(f"{cls.__name__} has no options {unknown}; allowed are {sorted(known)}")
@@ -70,7 +60,7 @@ class SamplerFactory:
 class DiffusionPipeline:
     """A noise scheduler and a sampler that draw from any network."""
 
-    def __init__(self, config: NoiseSchedulerConfig, sampling_method: SamplingMethod = SamplingMethod.DDPM):
+    def __init__(self, config: NoiseSchedulerConfig, sampling_method: SamplingMethod | str = "ddpm"):
         self.config, self.sampling_method = config, SamplingMethod(sampling_method)
         self.scheduler = NoiseSchedulerFactory.create_scheduler(config)
         self.sampler = SamplerFactory.create_sampler(self.sampling_method, self.scheduler)

@@ -55,7 +55,7 @@ class AdvancedDiffusionSystem:
         return {name: pipeline.config for name, pipeline in self.pipelines.items()}
 
     def create_pipeline(
-        self, name: str, config: NoiseSchedulerConfig, sampling_method: SamplingMethod = SamplingMethod.DDPM
+        self, name: str, config: NoiseSchedulerConfig, sampling_method: SamplingMethod | str = "ddpm"
     ) -> DiffusionPipeline:
         """Make a pipeline, in place of one of the same name."""
         self.pipelines[name] = DiffusionPipeline(config, sampling_method)
@@ -129,7 +129,7 @@ class AdvancedDiffusionSystem:
             try:
                 if not isinstance(fields, dict):
                     raise ValueError(f"expected a mapping of fields, found {fields!r}")
-                method = _method(name, fields.pop("sampling_method", SamplingMethod.DDPM))
+                method = _method(name, fields.pop("sampling_method", SamplingMethod("ddpm")))
                 read.append((name, validate(NoiseSchedulerConfig, fields), method))
             except ValueError as error:
                 mistakes.append(f"{name}: {error}")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from atlas_diffusers.schedulers import AtlasDDIMScheduler
+from atlas_diffusers.schedulers import AtlasDDIMScheduler, AtlasHeunScheduler
 from atlas_diffusers.schedules import BETA_SCHEDULES, get_betas, register_beta_schedule, rescale_zero_terminal_snr
 
 
@@ -115,3 +115,9 @@ def test_betas_outside_the_unit_interval_are_refused(start, end):
 def test_trained_betas_of_two_dimensions_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 2\)"):
         get_betas("linear", trained_betas=[[0.1, 0.2]])
+
+
+def test_shap_es_schedule_is_diffusers():
+    ours, stock = AtlasHeunScheduler(beta_schedule="exp"), diffusers.HeunDiscreteScheduler(beta_schedule="exp")
+    torch.testing.assert_close(ours.alphas_cumprod, stock.alphas_cumprod, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.alphas_cumprod[-1].log().item(), -12.0, rtol=1e-3, atol=0)
