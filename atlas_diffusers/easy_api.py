@@ -92,7 +92,7 @@ class EasySampler:
             raise ValueError("negative_prompts need prompts")
         if prompts is not None and not self.profile.enable_clip:
             raise ValueError("prompts need the text encoder, but enable_clip is False")
-        if isinstance(negative, list) and len(negative) not in (1, len(prompts)):
+        if isinstance(negative, list) and prompts is not None and len(negative) not in (1, len(prompts)):
             counts = len(negative), len(prompts)
             raise ValueError(f"{counts[0]} negative prompts for {counts[1]} prompts; expected 1 or {counts[1]}")
 

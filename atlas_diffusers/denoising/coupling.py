@@ -113,12 +113,11 @@ class CoupledDenoiser:
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The prediction for ``x``, (batch, ...), at timestep t, a scalar."""
-        process, couplings = self.denoiser.process, []
-        if self.coupling.is_open:
-            level = process.level(t)
-            couplings = self.coupling.at(x, level)
+        process = self.denoiser.process
+        level = process.level(t) if self.coupling.is_open else None
+        couplings = [] if level is None else self.coupling.at(x, level)
         rows = self.coupling.network_rows(x, couplings)
-        if not couplings:
+        if level is None or not couplings:
             return self.denoiser(x, t)
         prediction = torch.zeros_like(x)
         prediction[rows] = self.denoiser.part(rows)(x[rows], t)

@@ -31,7 +31,7 @@ def noise_level(scheduler: Any, timestep: torch.Tensor) -> NoiseLevel:
         reader = copy.copy(scheduler)
         if not isinstance(scheduler, BaseScheduler):
             # Diffusers' schedulers answer by their step, not by the timestep, once they have begun
-            reader._step_index = reader._begin_index = None
+            vars(reader).update(_step_index=None, _begin_index=None)
         values.append(noised(reader, data, noise, at).item())
     return NoiseLevel(*values)
 

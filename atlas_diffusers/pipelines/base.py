@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
@@ -78,6 +78,11 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         )
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 1
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    @property
+    def defaults(self) -> Any:
+        """``default_num_inference_steps`` and ``default_guidance_scale``, as they are saved."""
+        return self.config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any):
@@ -180,17 +185,19 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
             lora_scale: scale of the text encoder's LoRA layers.
         """
         device = device or self._execution_device
+
+        def repeated(states: torch.Tensor) -> torch.Tensor:
+            return states.to(device).expand(count, -1, -1).repeat_interleave(num_images_per_prompt, dim=0)
+
         if prompt_embeds is None:
-            prompt_embeds = self._encode([prompt] if isinstance(prompt, str) else prompt, device, lora_scale)
+            prompt_embeds = self._encode([prompt] if isinstance(prompt, str) else prompt or [""], device, lora_scale)
         count = len(prompt_embeds)
-        if do_classifier_free_guidance and negative_prompt_embeds is None:
-            negative = [negative_prompt or ""] * count if not isinstance(negative_prompt, list) else negative_prompt
+        if not do_classifier_free_guidance:
+            return repeated(prompt_embeds), None
+        if negative_prompt_embeds is None:
+            negative = negative_prompt if isinstance(negative_prompt, list) else [negative_prompt or ""] * count
             negative_prompt_embeds = self._encode(negative, device, lora_scale)
-        prompt_embeds = prompt_embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
-        if do_classifier_free_guidance:
-            negative_prompt_embeds = negative_prompt_embeds.to(device).expand(count, -1, -1)
-            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_images_per_prompt, dim=0)
-        return prompt_embeds, negative_prompt_embeds
+        return repeated(prompt_embeds), repeated(negative_prompt_embeds)
 
     def _encode(self, texts: list[str], device: torch.device, lora_scale: float | None) -> torch.Tensor:
         limit = self.tokenizer.model_max_length
@@ -207,6 +214,14 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def size_multiple(self) -> int:
         """Pixels that the sides of a picture are multiples of."""
         return self.vae_scale_factor * getattr(self.unet, "size_multiple", 1)
+
+    def checked_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width in pixels, by default those of training; ``ValueError`` unless multiples of ``size_multiple``."""
+        size = self.unet.config.sample_size * self.vae_scale_factor
+        sides, multiple = (height or size, width or size), self.size_multiple
+        if min(sides) < 1 or any(side % multiple for side in sides):
+            raise ValueError(f"height={sides[0]} and width={sides[1]} must be positive multiples of {multiple}")
+        return sides
 
     def prepare_latents(
         self,
@@ -235,7 +250,7 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         pixels = pixels.to(device=self._execution_device, dtype=self.unet.dtype)
         return pixels if self.vae is None else encode_latents(self.vae, pixels, generator, sample_mode)
 
-    def _decode(self, latents: torch.Tensor, output_type: str, batch_size: int | None = None):
+    def _decode(self, latents: torch.Tensor, output_type: str, batch_size: int | None = None) -> Any:
         """Pictures as ``output_type`` says, from at most ``batch_size`` latents at a time."""
         if output_type == "latent":
             return latents

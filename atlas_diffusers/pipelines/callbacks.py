@@ -30,9 +30,9 @@ class StepCallback:
 
     def __call__(self, state: SamplingState) -> None:
         """Call it, and change the state."""
-        coupled = state.denoiser if isinstance(state.denoiser, CoupledDenoiser) else None
-        denoiser: Denoiser = state.denoiser if coupled is None else coupled.denoiser
-        tensors = {"latents": state.sample}
+        coupled: CoupledDenoiser | None = state.denoiser if isinstance(state.denoiser, CoupledDenoiser) else None
+        denoiser: Any = state.denoiser if coupled is None else coupled.denoiser
+        tensors: dict[str, torch.Tensor | None] = {"latents": state.sample}
         if "prompt_embeds" in self.tensor_inputs:
             tensors["prompt_embeds"] = _prompt_embeds(denoiser)
         given = {name: tensors[name] for name in self.tensor_inputs}
@@ -63,4 +63,5 @@ class StepCallback:
 def _prompt_embeds(denoiser: Denoiser) -> torch.Tensor | None:
     """Text states of the batch; where guidance is on, the negative ones first."""
     states = denoiser.conditions[STATES]
-    return states if denoiser.unconditional is None else torch.cat([denoiser.unconditional[STATES], states])
+    negative = None if denoiser.unconditional is None else denoiser.unconditional[STATES]
+    return states if states is None or negative is None else torch.cat([negative, states])

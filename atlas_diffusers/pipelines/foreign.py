@@ -39,7 +39,7 @@ def load_any(checkpoint: str, **options: Any) -> AtlasPipeline:
     check_values(config, AtlasUNet2DModel, source)
     state = {_plain(name): value for name, value in state.items()}
     with torch.device("meta"):
-        unet = AtlasUNet2DModel.from_config(config)
+        unet: Any = AtlasUNet2DModel.from_config(config)
     expected = unet.state_dict()
     wrong = [name for name, value in expected.items() if name not in state or state[name].shape != value.shape]
     if wrong or len(state) != len(expected):

@@ -11,13 +11,6 @@ if TYPE_CHECKING:
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-def check_size(pipeline: "AtlasPipelineBase", height: int, width: int) -> None:
-    """Both sides are positive multiples of what the network and the VAE divide them by."""
-    multiple = pipeline.size_multiple
-    if height < 1 or width < 1 or height % multiple or width % multiple:
-        raise ValueError(f"height={height} and width={width} must be positive multiples of {multiple}")
-
-
 def check_strength(strength: float) -> None:
     """Image-to-image keeps some of the picture and takes at least one step."""
     if not 0 < strength <= 1:

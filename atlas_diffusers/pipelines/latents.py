@@ -6,17 +6,14 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
 
-def encode_latents(
-    vae: Any, pixels: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None,
-    sample_mode: str = "sample",
-) -> torch.Tensor:
+def encode_latents(vae: Any, pixels: torch.Tensor, generator: Any = None, sample_mode: str = "sample") -> torch.Tensor:
     """
     ``scaling_factor · z``, z drawn from the encoder's Gaussian or, with ``sample_mode="argmax"``, its mean.
 
     Args:
         vae: an ``AutoencoderKL``.
         pixels: (batch, channels, height, width) in [-1, 1].
-        generator: draws z; a list has one a picture.
+        generator: a ``torch.Generator`` that draws z, or a list with one a picture.
         sample_mode: `sample` or `argmax`.
     """
     return retrieve_latents(vae.encode(pixels), generator, sample_mode) * vae.config.scaling_factor

@@ -34,7 +34,6 @@ from .inputs import (
     check_generators,
     check_guider,
     check_output_type,
-    check_size,
     check_strength,
     check_tensor_inputs,
     checked_resolutions,
@@ -147,13 +146,11 @@ class AtlasPipeline(AtlasPipelineBase):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         tensor_inputs = ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
-        size = self.unet.config.sample_size * self.vae_scale_factor
-        height, width = height or size, width or size
+        height, width = self.checked_size(height, width)
         prompts = Prompts(
             prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
         )
         prompts.check(self)
-        check_size(self, height, width)
         check_strength(strength)
         check_generators(generator, prompts.batch)
         check_output_type(output_type)
@@ -161,10 +158,10 @@ class AtlasPipeline(AtlasPipelineBase):
         is_parted = bool(tile_size or corrector_steps or (network_batch_size or prompts.batch) < prompts.batch)
         check_guider(guider, prompts.are_given, is_parted)
         tiles = checked_tiles(self, tile_size, tile_overlap)
-        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        scale = self.defaults.default_guidance_scale if guidance_scale is None else guidance_scale
         guidance = ClassifierFreeGuidance(max(scale, 1.0), guidance_rescale, guidance_interval)
         if timesteps is None and sigmas is None and num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps
+            num_inference_steps = self.defaults.default_num_inference_steps
 
         with self._running(scale, prompts.are_given and guider is None):
             options = dict(cross_attention_kwargs or {})
@@ -176,7 +173,8 @@ class AtlasPipeline(AtlasPipelineBase):
             if plan is not None and plan.config.steps is not None:
                 if timesteps is not None or sigmas is not None or image is not None:
                     raise ValueError("bridge steps choose the timesteps; give no timesteps, sigmas or image with them")
-                timesteps = plan.choose_timesteps(scheduler, num_inference_steps)
+                network_steps = num_inference_steps or self.defaults.default_num_inference_steps
+                timesteps = plan.choose_timesteps(scheduler, plan.config.steps, network_steps)
             explicit = timesteps is not None or sigmas is not None
             retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
             if isinstance(scheduler, AtlasMultistepScheduler):

@@ -11,7 +11,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retri
 from ..denoising import ClassifierFreeGuidance, Denoiser, SchedulerProcess, sample
 from ..models.lora_scale import LoraScale
 from .base import AtlasPipelineBase, AtlasPipelineOutput, Generators
-from .inputs import check_generators, check_output_type, check_size
+from .inputs import check_generators, check_output_type
 from .prompts import Prompts
 
 
@@ -61,22 +61,19 @@ class AtlasBridgePipeline(AtlasPipelineBase):
         Raises:
             ValueError: for inputs that do not fit, or when the network returns NaN or infinity (with the step).
         """
-        size = self.unet.config.sample_size * self.vae_scale_factor
-        height, width = height or size, width or size
-        check_size(self, height, width)
+        height, width = self.checked_size(height, width)
         check_output_type(output_type)
         x = self._encode_image(image, height, width, sample_mode="argmax")
         prompts = self._prompts_of(len(x), prompt, negative_prompt, class_labels)
         check_generators(generator, len(x))
-        scale = self.config.default_guidance_scale if guidance_scale is None else guidance_scale
+        scale = self.defaults.default_guidance_scale if guidance_scale is None else guidance_scale
         guidance = ClassifierFreeGuidance(max(scale, 1.0), guidance_rescale)
         with self._running(scale, prompts.are_given):
             conditions, unconditional = prompts.encode(self, self.do_classifier_free_guidance)
             scheduler = copy.deepcopy(self.scheduler)
-            if sigmas is None:
-                sigmas = even_sigmas(scheduler, num_inference_steps or self.config.default_num_inference_steps)
-            steps = None if sigmas is not None else num_inference_steps or self.config.default_num_inference_steps
-            retrieve_timesteps(scheduler, steps, self._execution_device, sigmas=sigmas)
+            steps = num_inference_steps or self.defaults.default_num_inference_steps
+            sigmas = even_sigmas(scheduler, steps) if sigmas is None else sigmas
+            retrieve_timesteps(scheduler, steps if sigmas is None else None, self._execution_device, sigmas=sigmas)
             self._num_timesteps = len(scheduler.timesteps)
             denoiser = Denoiser(
                 self.unet, SchedulerProcess(scheduler), conditions, unconditional, {"return_dict": False}, guidance,
@@ -99,7 +96,7 @@ class AtlasBridgePipeline(AtlasPipelineBase):
         return prompts
 
 
-def even_sigmas(scheduler: object, count: int) -> list[float] | None:
+def even_sigmas(scheduler: Any, count: int) -> list[float] | None:
     """
     ``1, 1 − 1/N, …, 1/N``: N calls that move like N steps, where a scheduler's own spacing leaves the last call next to
     nothing; ``None`` for a scheduler that takes no sigmas.

@@ -127,11 +127,11 @@ class BridgePlan:
     solvers: list[SchrodingerBridgeSolver]
     gate_timestep: int | None = None
 
-    def choose_timesteps(self, scheduler: Any, network_steps: int) -> list[int]:
-        """``config.steps`` timesteps above the gate, then those of the network."""
+    def choose_timesteps(self, scheduler: Any, bridge_steps: int, network_steps: int) -> list[int]:
+        """``bridge_steps`` timesteps above the gate, then those of the network."""
         first, gate = gate_timestep(scheduler, self.solvers, self.config.gate)
         self.gate_timestep = round(gate)
-        return bridge_timesteps(first, gate, self.config.steps, network_steps)
+        return bridge_timesteps(first, gate, bridge_steps, network_steps)
 
     def coupling(self, process: SchedulerProcess, timesteps: torch.Tensor) -> ReferenceCoupling:
         """The coupling of the call whose steps these are."""
