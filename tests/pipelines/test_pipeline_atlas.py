@@ -62,7 +62,8 @@ def test_guidance_interpolates_linearly_between_its_two_predictions(tiny_pipelin
 
 
 def test_guidance_rescale_gives_the_conditional_standard_deviation():
-    pipeline = build_tiny_pipeline(scheduler=AtlasDDIMScheduler(prediction_type="sample", timestep_spacing="trailing"))
+    scheduler = AtlasDDIMScheduler(prediction_type="sample", timestep_spacing="trailing", clip_sample=False)
+    pipeline = build_tiny_pipeline(scheduler=scheduler)
     arguments = {"num_inference_steps": 1}
     conditional = generate(pipeline, "red heart", guidance_scale=1.0, **arguments)
     rescaled = generate(pipeline, "red heart", guidance_scale=6.0, guidance_rescale=1.0, **arguments)
