@@ -12,7 +12,8 @@ DPM-Solver++(2M) and UniPC with their defaults, with linspace and with trailing 
 coordinates start from the exact x_T if they start at t = 999, and otherwise from noise times their ``init_noise_sigma``, as in
 pipelines. iPNDM is given the levels of other schedulers, and EDM's schedulers the denoiser that they expect. Ratios are errors
 over errors of peers: below 1 ours is closer. Ours is measured as it is constructed, and calibrated, once for all numbers of
-calls, on noise and labels of other seeds.
+calls, on noise and labels of other seeds. With ``--learned`` solvers that are trained by back-propagation are peers as well, at
+as many network calls as a calibration of one number of calls has (``--learned 100``: a hundred times as many).
 """
 
 import os
@@ -332,6 +333,33 @@ def uncalibrated_scheduler(problem: Problem):
     return AtlasMultistepScheduler(**problem.process)
 
 
+def teacher_of(problem: Problem, arguments):
+    """Training labels, start noise and ends of a calibration's teacher; what its trajectories cost."""
+    from atlas_diffusers import AtlasMultistepScheduler
+    from atlas_diffusers.schedulers.calibration.model import FunctionModel
+    from atlas_diffusers.schedulers.calibration.teacher import run_teacher, teacher_sigmas
+
+    network = CalibrationNetwork(problem.name, problem.betas, arguments.cache)
+    scheduler = AtlasMultistepScheduler(**problem.process)
+    count = arguments.trajectories
+    model = FunctionModel(network, scheduler, (problem.size,), range(count), count, "cpu")
+    grid = teacher_sigmas(scheduler.process.ends[1].sigma_hat, model.top, arguments.teacher_steps)
+    teacher = run_teacher(model, grid)
+    return network.problem, model.noise.double(), teacher.ends.double(), count * len(grid)
+
+
+def learned_errors(problem: Problem, teacher, noise, truth, calls: int, arguments) -> dict[str, float]:
+    """Errors of solvers trained at as many network calls as a calibration of one step count has."""
+    from few_step_learned import KINDS, learned_error
+
+    training, start, ends, cost = teacher
+    scheduler = uncalibrated_scheduler(problem)
+    scheduler.set_timesteps(calls)
+    sigmas = [level.sigma_hat for level in scheduler.levels]
+    share = int(arguments.learned * (arguments.budget - cost) / len(arguments.calls))
+    return {kind: learned_error(kind, problem, training, sigmas, start, ends, noise, truth, share) for kind in KINDS}
+
+
 # ---- the table ----------------------------------------------------------------------------------------------------------
 
 
@@ -378,7 +406,7 @@ def summarise(rows: dict[tuple[str, int], list[list[float]]]) -> None:
 
 
 def run(arguments) -> None:
-    kept, rows, notes, counts, left, spread = PeersFile(arguments.peers), {}, [], [], {}, []
+    kept, rows, notes, counts, left, spread, learned = PeersFile(arguments.peers), {}, [], [], {}, [], []
     print(f"| {HEADER} |\n{'|---' * (HEADER.count('|') + 1)}|")
     for name, betas in itertools.product(arguments.problems, arguments.betas):
         problem = Problem(name, betas, arguments.cache)
@@ -389,6 +417,7 @@ def run(arguments) -> None:
         if not arguments.peers_only:
             found = [calibrated_scheduler(problem, seed, arguments) for seed in arguments.seeds]
             ours, notes = [scheduler for scheduler, _ in found], [*notes, *(note for _, note in found)]
+        teacher = teacher_of(problem, arguments) if arguments.learned else None
         for calls in arguments.calls:
             start = perf_counter()
             key = f"{name}, {betas}, {calls} calls, {count} samples, {arguments.reference_steps} steps"
@@ -399,6 +428,11 @@ def run(arguments) -> None:
                 errors = [our_error(uncalibrated_scheduler(problem), problem, noise, truth, calls), geometric_mean(errors)]
             ratios = row(problem, calls, found["errors"], errors, perf_counter() - start)
             rows.setdefault((name, calls), []).append(ratios)
+            if teacher is not None:
+                trained = learned_errors(problem, teacher, noise, truth, calls, arguments)
+                ratio = errors[1] / min(trained.values())
+                learned.append(ratio)
+                notes.append(f"{name}, {betas}, {calls} calls, learned: {trained}, calibrated / best of them {ratio:.3f}")
             counts.append(len(found["errors"]))
             left = {reason: max(number, left.get(reason, 0)) for reason, number in found["left"].items()}
     print(f"\npeers a cell: {min(counts)} to {max(counts)} of {len(all_peers())} configurations; left out at most:", end=" ")
@@ -406,6 +440,8 @@ def run(arguments) -> None:
     summarise(rows)
     if notes:
         print(f"worst seed over the mean of {len(arguments.seeds)}: {geometric_mean(spread):.3f}, greatest {max(spread):.3f}")
+        if learned:
+            print(f"calibrated / best learned peer at {arguments.learned:g} times its calls: {geometric_mean(learned):.3f}")
         print("\ncalibrations:", *notes, sep="\n  ")
 
 
@@ -419,6 +455,9 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, default=36, help="of the calibration")
     parser.add_argument("--budget", type=int, default=15_000, help="network calls of the calibration")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of calibrations; errors are their geometric mean")
+    parser.add_argument(
+        "--learned", type=float, nargs="?", const=1.0, help="also train LD3, BNS and GS, at so many times a calibration's calls"
+    )
     parser.add_argument("--reference-steps", type=int, default=500)
     parser.add_argument("--peers-only", action="store_true")
     parser.add_argument("--peers", type=Path, metavar="FILE", help="JSON that peers' errors are kept in and taken from")

@@ -53,7 +53,7 @@ class Mixture:
         """
         count, rank = self.shifts.shape
         rotated = (y - self.centre) @ self.frame
-        offsets = (rotated[:, :rank] @ self.flat_bases).view(-1, count, rank).sub_(self.shifts)
+        offsets = (rotated[:, :rank] @ self.flat_bases).view(-1, count, rank) - self.shifts
         precision = 1 / (self.variances + s * s)
         distances = torch.einsum("nkr,kr->nk", offsets.square(), precision)
         logits = self.weights.log() + 0.5 * (precision.log().sum(1) - distances)
@@ -61,7 +61,7 @@ class Mixture:
         if labels is not None:
             of_class = logits.masked_fill(self.classes != labels[:, None], -torch.inf).softmax(1)
             shares = shares + guidance * (of_class - shares)
-        pulled = offsets.mul_(self.variances * precision).mul_(shares[..., None]).flatten(1) @ self.flat_bases.T
+        pulled = (offsets * (self.variances * precision) * shares[..., None]).flatten(1) @ self.flat_bases.T
         leading = pulled + shares @ self.means
         rest = rotated[:, rank:] * (self.tail / (self.tail + s * s))
         return torch.cat([leading, rest], 1) @ self.frame.T + self.centre
