@@ -107,8 +107,8 @@ def main() -> None:
             "the same again": lambda which, pair=pair: time_set_timesteps(pair[which], STEPS),
         }
         for shape in SHAPES:
-            args = (*torch.randn(2, *shape), algorithm not in FLOW)
-            rows["step " + "x".join(map(str, shape))] = lambda which, pair=pair, args=args: time_step(pair[which], *args)
+            step = (*torch.randn(2, *shape), algorithm not in FLOW)
+            rows["step " + "x".join(map(str, shape))] = lambda which, pair=pair, step=step: time_step(pair[which], *step)
         for call, measure in rows.items():
             ours, theirs, ratio = compare(measure, args.repeats)
             print(f"| {algorithm} | {call} | {ours * 1e6:.1f} | {theirs * 1e6:.1f} | {ratio:.2f} |", flush=True)
