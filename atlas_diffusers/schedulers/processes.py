@@ -102,7 +102,9 @@ def settle_flow(scheduler: Any) -> None:
         ValueError: for options that only betas have, or, without a flow, that only a flow has.
     """
     c, signature = scheduler.config, inspect.signature(type(scheduler).__init__).parameters
-    given = [name for name in signature if name != "self" and c[name] != signature[name].default]
+    defaults = {name: p.default for name, p in signature.items() if name != "self"}
+    given = [name for name in defaults if name != "trained_betas" and c[name] != defaults[name]]
+    given += ["trained_betas"] if c.trained_betas is not None else []  # which may be an array
     if not is_flow(c):
         for name in ONLY_WITH_A_FLOW:
             if name in given:

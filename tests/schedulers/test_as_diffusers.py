@@ -89,6 +89,14 @@ def test_a_configuration_survives_reading(name, options, tmp_path):
     assert loaded.config == expected
 
 
+@EVERY_SAMPLER
+def test_betas_may_be_an_array(name, tmp_path):
+    scheduler = getattr(atlas_diffusers, name)(trained_betas=np.array([0.1, 0.3]), num_train_timesteps=2)
+    scheduler.save_pretrained(tmp_path)
+    loaded = type(scheduler).from_pretrained(tmp_path)
+    assert loaded.betas.tolist() == scheduler.betas.tolist() == pytest.approx([0.1, 0.3])
+
+
 @EVERY
 def test_a_configuration_survives_another_class(name):
     scheduler = getattr(atlas_diffusers, name)(num_train_timesteps=500, beta_end=0.013, clip_sample=True)
@@ -336,3 +344,22 @@ def test_heun_in_a_loop_that_keeps_the_scaled_sample_is_diffusers():
             x = scheduler.step(network(x), t, x).prev_sample
         results.append(x)
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+def test_a_subclass_outside_adds_options():
+    from atlas_diffusers.schedulers import extend_config
+
+    class Brighter(atlas_diffusers.AtlasHeunScheduler):
+        seen = None
+
+        @extend_config
+        def __init__(self, brightness: float = 0.1, beta_end: float = 0.02):
+            self.seen = brightness, beta_end
+
+    scheduler = Brighter(500, 0.001, brightness=0.3, use_karras_sigmas=True)
+    assert scheduler.seen == (0.3, 0.02) and scheduler.betas[[0, -1]].tolist() == pytest.approx([0.001, 0.02])
+    own = {"brightness": 0.3, "num_train_timesteps": 500, "use_karras_sigmas": True, "timestep_spacing": "linspace"}
+    assert scheduler.config.items() >= own.items()
+    assert Brighter.from_config(scheduler.config).config == scheduler.config
+    with pytest.raises(TypeError, match="brightnes"):
+        Brighter(brightnes=1)
