@@ -12,7 +12,7 @@ from ..kernels.choice import DIRECT_LIMIT
 from ..transport import SinkhornOutput, extrapolate_potentials, sinkhorn
 from ..transport.costs import DEFAULT_MAX_BYTES
 from ..transport.split_costs import SplitCost
-from .references import ReferencePoints
+from .references import ReferencePoints, ReferenceSet
 
 logger = logging.getLogger(__name__)
 PROBED = 256  # noised references that stand for particles
@@ -81,7 +81,7 @@ class SchrodingerBridgeSolver:
     makes the whole batch land on the reference marginal.
 
     Args:
-        references: ``y``, ``(m, ...)``, clean data or latents, m ≥ 2.
+        references: ``y``, ``(m, ...)``, clean data or latents, m ≥ 2; or :class:`~atlas_diffusers.bridges.ReferenceShards`.
         weights: ``b``, ``(m,)``, non-negative, normalised here; uniform by default.
         epsilon: multiplies the squared bandwidth σ²; above 1 it blurs.
         rho: weight of the column constraint in units of ``2 ε (σ/α)²``: v is scaled by ρ/(ρ+1), exact for infinity. By default
@@ -98,7 +98,7 @@ class SchrodingerBridgeSolver:
         ValueError: for fewer than two references, NaN, shapes that do not fit, weights that are negative or all zero.
     """
 
-    references: torch.Tensor
+    references: torch.Tensor | ReferenceSet
     weights: torch.Tensor | None = None
     epsilon: float = 1.0
     rho: float | None = None
@@ -106,18 +106,20 @@ class SchrodingerBridgeSolver:
     max_iterations: int = 1000
     solver_type: str = "auto"
     kernel_options: dict[str, Any] = field(default_factory=dict)
-    _set: ReferencePoints = field(init=False, repr=False)
+    _set: ReferenceSet = field(init=False, repr=False)
 
     def __post_init__(self):
         y = self.references
-        if y.ndim < 2 or len(y) < 2:
+        if len(y.shape) < 2 or len(y) < 2:
             raise ValueError(f"references must be at least two points, (m, ...), got shape {tuple(y.shape)}")
-        self._set = ReferencePoints(y)
+        self._set = y if isinstance(y, ReferenceSet) else ReferencePoints(y)
         if not self.epsilon > 0 or not (self.rho is None or self.rho > 0):
             raise ValueError(f"expected epsilon > 0 and rho > 0 or None, got epsilon={self.epsilon} and rho={self.rho}")
         if self.solver_type not in ("auto", *KERNEL_OPERATORS):
             allowed = ["auto", *sorted(KERNEL_OPERATORS)]
             raise ValueError(f"solver_type={self.solver_type!r} is unknown; allowed are {allowed}")
+        if self.solver_type not in ("auto", "direct") and not isinstance(self._set, ReferencePoints):
+            raise ValueError(f"solver_type={self.solver_type!r} needs references in memory; allowed are ['auto', 'direct']")
         self._log_weights = _log_weights(self.weights, len(y)).to(self._set.device)
 
     def couple(
@@ -187,7 +189,7 @@ class SchrodingerBridgeSolver:
     def _approximation(self, x: torch.Tensor, bandwidth: float) -> KernelOperator | None:
         """The kernel operator that stands for the exact gaussian kernel, if one does."""
         count, options = len(x) * len(self._set), {"num_landmarks": 256, **self.kernel_options}
-        if self.solver_type == "direct":
+        if self.solver_type == "direct" or not isinstance(self._set, ReferencePoints):
             return None
         if self.solver_type == "auto" and count <= DIRECT_LIMIT and count * x.itemsize <= self._max_bytes:
             return None
