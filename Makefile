@@ -25,6 +25,7 @@ test-portable: test
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/pyright
 
 # A torch that $(PYTHON) already has is used, not replaced.
 $(BIN)/python:

@@ -13,6 +13,7 @@ DEV = [
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "ruff>=0.8",
+    "pyright[nodejs]==1.1.414",
 ]
 
 setup(

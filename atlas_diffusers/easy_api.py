@@ -73,7 +73,7 @@ class EasySampler:
             generators = [torch.Generator().manual_seed(first + done + i) for i in range(len(part))]
             try:
                 call_part = {"network_batch_size": self._size(part), **call}
-                parts.append(self.pipeline(**inputs, **call_part, generator=generators).images)
+                parts.append(self.pipeline(**inputs, **call_part, generator=generators, return_dict=False)[0])
             except torch.OutOfMemoryError:
                 if self._size(part) == 1:
                     raise
@@ -126,7 +126,7 @@ def _inputs(prompts: list[str] | None, negative: Any, part: list[int]) -> dict[s
     return inputs
 
 
-def _joined(parts: list):
+def _joined(parts: list) -> Any:
     if torch.is_tensor(parts[0]):
         return torch.cat(parts)
     if isinstance(parts[0], list):

@@ -74,11 +74,11 @@ def run_calibrate(args: argparse.Namespace) -> None:
     for steps, found in report.steps.items():
         kept = "" if found.kept else ", not kept"
         print(f"  {steps} steps: {found.calibrated:.4f}, uncalibrated {found.uncalibrated:.4f}{kept}")
+    written: Any = args.folder if args.in_place else args.output
     if args.in_place:
-        write_scheduler(args.folder, scheduler)
+        write_scheduler(written, scheduler)
     else:
-        write_copy(args.folder, args.output, scheduler)
-    written = args.folder if args.in_place else args.output
+        write_copy(args.folder, written, scheduler)
     print(f"written to {written}; import atlas_diffusers before from_pretrained({str(written)!r}), or take its scheduler:")
     print(f"  pipeline.scheduler = atlas_diffusers.AtlasMultistepScheduler.from_pretrained({str(written / 'scheduler')!r})")
 

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .output import check_output, no_loading_bars, text, usable_device
 from .schedulers import scheduler_class, swapped
@@ -51,13 +52,14 @@ def run_generate(args: argparse.Namespace) -> None:
     if scheduler is not None:
         pipeline.scheduler = swapped(pipeline, scheduler)
     prompts = [prompt for prompt in args.prompts for _ in range(args.count)]
-    images = pipeline(
+    images: Any = pipeline(
         prompts,
         negative_prompt=args.negative,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
         generator=[torch.Generator().manual_seed(args.seed + i) for i in range(len(prompts))],
-    ).images
+        return_dict=False,
+    )[0]
     sheet = images[0] if len(images) == 1 else labelled_grid(images, prompts)
     sheet.save(args.output)
     print(args.output.resolve())

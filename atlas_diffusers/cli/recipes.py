@@ -3,6 +3,7 @@
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 RECIPES_EXAMPLES = """examples:
   atlas-diffusers recipes list
@@ -17,7 +18,7 @@ INIT_EXAMPLES = """examples:
 
 def add_recipe_commands(commands: argparse._SubParsersAction) -> None:
     """Add ``recipes`` and ``init`` to the subcommands of a parser."""
-    options = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    options: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     recipes = commands.add_parser("recipes", help="recipes that ship with the package", epilog=RECIPES_EXAMPLES, **options)
     actions = recipes.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="names, with their first lines").set_defaults(run=run_list)

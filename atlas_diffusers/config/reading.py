@@ -130,7 +130,7 @@ def _are_sections(*values: Any) -> bool:
 def _fields(model: type[BaseModel], location: tuple) -> list[str]:
     """Names that the model at this location knows."""
     for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        annotation: Any = model.model_fields[part].annotation if part in model.model_fields else None
         model = next((m for m in (annotation, *getattr(annotation, "__args__", ())) if hasattr(m, "model_fields")), model)
     return list(model.model_fields)
 

@@ -32,13 +32,13 @@ class DatasetConfig(StrictModel):
     """Where pictures, captions and labels come from."""
 
     name: str = Field(
-        "embedded:emoji",
+        default="embedded:emoji",
         description="`embedded:emoji`, `embedded:pictograms` or `embedded:digits`, a folder of pictures, `imagefolder` (of "
         "`datasets`), `disk` (`save_to_disk`), a parquet file or a hub id; a root beside any other name is the folder",
     )
     root: str | None = Field(default=None, description="folder of pictures, of an `imagefolder` or of a `disk` dataset")
     captions: Literal["auto", "metadata", "files", "names", "folders"] = Field(
-        "auto",
+        default="auto",
         description="of a folder: `metadata.jsonl` or `.csv`, `.txt` files beside the pictures, names of files or of "
         "subfolders; auto takes the first two, in this order",
     )
@@ -57,7 +57,8 @@ class DatasetConfig(StrictModel):
     channels: Literal[1, 3] = Field(default=3, description="1 trains on grey pictures")
     center_crop: bool = True
     aspect_buckets: bool = Field(
-        False, description="pictures keep their shape: sizes of about resolution² pixels up to 2:1, each batch of one size"
+        default=False,
+        description="pictures keep their shape: sizes of about resolution² pixels up to 2:1, each batch of one size",
     )
     background: str = Field(default="white", description="colour under transparent pictures, by name or as #rrggbb")
     random_flip: bool = False
@@ -132,7 +133,7 @@ class TrainingConfig(StrictModel):
     train_text_encoder: bool = Field(default=True, description="false keeps the text encoder of init_from as it is")
     lora: LoRAConfig | None = Field(default=None, description="train adapters of init_from instead of its weights")
     scheduler: dict[str, Any] | None = Field(
-        None, description="a scheduler configuration; by default that of init_from, or AtlasDDIMScheduler's"
+        default=None, description="a scheduler configuration; by default that of init_from, or AtlasDDIMScheduler's"
     )
 
     batch_size: int = Field(default=32, ge=1, description="pictures an optimiser step and process")
@@ -146,18 +147,18 @@ class TrainingConfig(StrictModel):
     gradient_clip_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     loss_weighting: dict[str, float | str] | None = Field(
-        None,
+        default=None,
         description="`{name: min_snr, gamma: 5}` (arXiv 2303.09556), `{name: p2, gamma: 1, k: 1}` (arXiv 2204.00227) or "
         "`{name: edm, sigma_data: 0.5}` (arXiv 2206.00364); null weighs every timestep 1",
     )
     offset_noise: float = Field(default=0.0, ge=0, description="standard deviation of a shift of each channel's noise")
     objective: Literal["denoising", "flow_matching", "bridge_matching"] = Field(
-        "denoising",
+        default="denoising",
         description="`flow_matching` learns the velocity of straight lines to noise (arXiv 2210.02747), `bridge_matching` to "
         "carry source_dataset to dataset (arXiv 2307.03672)",
     )
     time_distribution: Literal["uniform", "logit_normal"] = Field(
-        "uniform", description="of the times of flow_matching, before timestep_shift (arXiv 2403.03206)"
+        default="uniform", description="of the times of flow_matching, before timestep_shift (arXiv 2403.03206)"
     )
     logit_mean: float = Field(default=0.0, allow_inf_nan=False, description="of logit_normal times; above 0 is noisier")
     logit_std: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="of logit_normal times")
@@ -166,18 +167,18 @@ class TrainingConfig(StrictModel):
         default=0.0, ge=0, description="σ of the Brownian bridges, in units of [-1, 1]; 0: straight lines"
     )
     coupling: Literal["independent", "sinkhorn", "paired"] = Field(
-        "independent",
+        default="independent",
         description="`sinkhorn` pairs noise (or source) and data of a batch by entropic transport (arXiv 2304.14772); "
         "`paired`: source and data of equal caption",
     )
     coupling_epsilon: float = Field(default=0.02, gt=0, description="ε of that transport, times the mean squared distance")
     num_resolutions: int = Field(
-        1, ge=1, description="train at this many resolutions, each half the one before, drawn anew for each micro-batch"
+        default=1, ge=1, description="train at this many resolutions, each half the one before, drawn anew for each micro-batch"
     )
     timestep_shift: float = Field(default=1.0, gt=0, description="above 1 trains noisy timesteps more often (arXiv 2403.03206)")
     caption_dropout: float = Field(default=0.1, ge=0, le=1, description="how often the caption is empty, for guidance")
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda v: PRECISIONS.get(v, v))] = Field(
-        "no", description="true is fp16, false no"
+        default="no", description="true is fp16, false no"
     )
     gradient_checkpointing: bool = False
     cache_latents: bool = Field(default=False, description="encode every picture once, into safetensors files in output_dir")

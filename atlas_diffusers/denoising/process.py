@@ -28,7 +28,7 @@ def noise_level(scheduler: Any, timestep: torch.Tensor) -> NoiseLevel:
     zero, at = torch.zeros_like(one), timestep.reshape(1)
     values = []
     for data, noise in ((one, zero), (zero, one)):
-        reader = copy.copy(scheduler)
+        reader: Any = copy.copy(scheduler)
         if not isinstance(scheduler, BaseScheduler):
             # Diffusers' schedulers answer by their step, not by the timestep, once they have begun
             vars(reader).update(_step_index=None, _begin_index=None)

@@ -1,6 +1,7 @@
 """Prompts, encoded once and given to the sampler of the original toolkit: python -m atlas_diffusers.examples.conditioning"""
 
 import sys
+from typing import cast
 
 import torch
 
@@ -31,7 +32,7 @@ def main(output: str = "conditioning.png") -> None:
     states = clip.encode_text(PROMPTS).hidden_states
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
     samples = sampler.sample((len(PROMPTS), 3, 32, 32), 20, states, generator=generators)
-    labelled_grid(to_pictures(samples), PROMPTS).save(output)
+    labelled_grid(to_pictures(cast(torch.Tensor, samples)), PROMPTS).save(output)
     print(output)
 
 

@@ -7,7 +7,7 @@ Train a preset and draw from the result:
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -66,10 +66,10 @@ def run_inference(
 ) -> torch.Tensor:
     """Pictures (n, channels, height, width) in [0, 1] of a trained folder; ``options`` of ``create_sampler``."""
     sampler = create_sampler(str(checkpoint), **options)
-    return sampler.generate(prompts, num_samples=num_samples, timesteps=timesteps, seed=seed)
+    return cast(torch.Tensor, sampler.generate(prompts, num_samples=num_samples, timesteps=timesteps, seed=seed))
 
 
-def train_command(preset: str, description: str, arguments: list[str] | None = None) -> None:
+def train_command(preset: str, description: str | None, arguments: list[str] | None = None) -> None:
     """Train a preset from the command line, by the original toolkit's options; a mistake is one line and status 2."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data-root", help="folder of pictures; default: the preset's")

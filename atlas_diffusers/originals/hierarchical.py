@@ -97,7 +97,8 @@ class AdvancedHierarchicalDiffusionSampler:
         times, levels = self._times(timesteps), self._levels(shape)
         plan = split_steps(len(times), levels)
         bridges = None if references is None else _Bridges(references.to(self.device), self.kernel_config, self.config)
-        bar, seen, x = tqdm(total=len(times), disable=not verbose), [], None
+        bar, seen = tqdm(total=len(times), disable=not verbose), []
+        x: Any = None
 
         def watch(state: SamplingState) -> None:
             found = state.sample / math.sqrt(1 + scheduler.after**2)
@@ -187,7 +188,7 @@ class AdvancedHierarchicalDiffusionSampler:
 
         return Denoiser(
             network, process, of_batch(states), None if negative is None else of_batch(negative), payload,
-            ClassifierFreeGuidance(scale),
+            ClassifierFreeGuidance(float(scale)),
         )  # fmt: skip
 
 

@@ -46,7 +46,8 @@ def size_of(picture: dict | None, index: int | None = None) -> tuple[int, int]:
 @contextmanager
 def _opened(picture: dict | None, index: int | None) -> Iterator[Image.Image]:
     try:
-        source = picture["path"] if picture["bytes"] is None else io.BytesIO(picture["bytes"])
+        stored = picture or {"path": None, "bytes": None}
+        source = stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"])
         with Image.open(source) as image:
             yield image
     except UNREADABLE as error:

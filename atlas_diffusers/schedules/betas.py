@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import overload
 
 import torch
@@ -35,7 +36,7 @@ def register_beta_schedule(
         ValueError: if the name is taken by another function.
     """
     if betas is None:
-        return lambda function: register_beta_schedule(name, function)
+        return partial(register_beta_schedule, name)
     if BETA_SCHEDULES.get(name, betas) is not betas:
         raise ValueError(f"beta schedule {name!r} is registered already")
     BETA_SCHEDULES[name] = betas

@@ -40,6 +40,7 @@ class Flow(NoiseProcess):
     """
 
     averaged = ("flow_prediction",)
+    shift: float
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ the normalised ones.
 """
 
 import math
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ def check_prediction_type(prediction_type: str) -> None:
         raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
 
 
-def combine(a: float, x: torch.Tensor, b: float, y: torch.Tensor) -> torch.Tensor:
+def combine(a: Any, x: torch.Tensor, b: Any, y: torch.Tensor) -> torch.Tensor:
     """``a·x + b·y`` in as few passes over memory as the scalars allow."""
     if a == 0:
         return y if b == 1 else y * b

@@ -77,10 +77,10 @@ def grid_option(config: Any) -> str | None:
     return next((option for option in GRID_OF_OPTION if config[option]), None)
 
 
-def spaced_grid(config: Any, steps: int, num_train_timesteps: int) -> list[float]:
+def spaced_grid(config: Any, steps: int | None, num_train_timesteps: int) -> list[float]:
     """The configured spacing of the training timesteps."""
     T = num_train_timesteps
-    if isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= T:
+    if steps is None or isinstance(steps, bool) or int(steps) != steps or not 1 <= steps <= T:
         raise ValueError(f"num_inference_steps={steps}; expected an integer from 1 to {T}")
     spaced = spaced_timesteps(config.timestep_spacing, int(steps), T, config.steps_offset)
     if spaced[0] >= T:
