@@ -15,6 +15,8 @@ def noised(scheduler: Any, data: torch.Tensor, noise: torch.Tensor, timesteps: t
     """``α x_0 + σ ε`` of a scheduler, one timestep a sample; Diffusers' flow-matching schedulers call it ``scale_noise``."""
     if hasattr(scheduler, "add_noise"):
         return scheduler.add_noise(data, noise, timesteps)
+    if scheduler.config.get("invert_sigmas"):  # whose sigmas count the data
+        data, noise = noise, data
     return scheduler.scale_noise(data, timesteps, noise)
 
 
@@ -61,6 +63,11 @@ class SchedulerProcess:
         return name
 
     @property
+    def output_sign(self) -> float:
+        """-1 for a network of an inverted flow (Mochi), which predicts ``x_0 − ε``."""
+        return -1.0 if self.scheduler.config.get("invert_sigmas") else 1.0
+
+    @property
     def predicts_variance(self) -> bool:
         """Whether the network's output has the variance of a step as further channels."""
         return self.scheduler.config.get("variance_type") in ("learned", "learned_range")
@@ -77,9 +84,9 @@ class SchedulerProcess:
     def data(self, prediction: torch.Tensor, x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """The data prediction x_0 that a network's prediction for ``x`` stands for."""
         on_sample, on_prediction = data_coefficients(self.prediction_type, *level)
-        return on_sample * x + on_prediction * prediction
+        return on_sample * x + self.output_sign * on_prediction * prediction
 
     def prediction(self, data: torch.Tensor, x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """The network's prediction that stands for the data prediction ``data`` for ``x``."""
         on_noise, on_data = output_coefficients(self.prediction_type, *level)
-        return on_noise * ((x - level.alpha * data) / level.sigma) + on_data * data
+        return self.output_sign * (on_noise * ((x - level.alpha * data) / level.sigma) + on_data * data)

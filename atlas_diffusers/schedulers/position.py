@@ -150,7 +150,7 @@ class StepPosition:
 
     @property
     def sigmas(self) -> torch.Tensor:
-        """VE noise σ̂ of the network calls, and where the last step ends, ``(calls + 1,)``."""
+        """Sigmas of the network calls (σ̂ of betas, s of a flow), and where the last step ends, ``(calls + 1,)``."""
         return self._run.sigmas
 
     @property

@@ -12,10 +12,11 @@ from .options import DEFAULTS
 
 FLOW_CLASSES = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "LTXEulerAncestralRFScheduler")
 OTHER_PROCESSES = (
-    "AmusedScheduler", "CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler", "CosineDPMSolverMultistepScheduler",
-    "DDPMWuerstchenScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler", "FlowMapEulerDiscreteScheduler",
-    "FlowMatchLCMScheduler", "IPNDMScheduler", "KarrasVeScheduler", "PiflowScheduler", "SCMScheduler", "ScoreSdeVeScheduler",
-    "ScoreSdeVpScheduler", "VQDiffusionScheduler",
+    "AmusedScheduler", "BlockRefinementScheduler", "CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler",
+    "CosineDPMSolverMultistepScheduler", "DDPMWuerstchenScheduler", "DiscreteDDIMScheduler", "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler", "EntropyBoundScheduler", "FlowMapEulerDiscreteScheduler", "FlowMatchLCMScheduler",
+    "HeliosDMDScheduler", "IPNDMScheduler", "KarrasVeScheduler", "MiniMaxH3Scheduler", "PiflowScheduler",
+    "RFD4ProteinaScheduler", "SCMScheduler", "ScoreSdeVeScheduler", "ScoreSdeVpScheduler", "VQDiffusionScheduler",
 )  # fmt: skip
 BETA_OPTIONS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "snr_shift_scale")
 FLOW_OPTIONS = (

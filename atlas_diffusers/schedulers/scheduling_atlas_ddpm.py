@@ -103,7 +103,7 @@ class AtlasDDPMScheduler(BaseScheduler):
         return_dict: bool = True,
     ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """
-        One step of the formula above; no noise is added at timestep 0.
+        One step of the formula above; no noise is added at timestep 0 of betas.
 
         Args:
             model_output: the network's prediction at ``timestep``, ``(batch, channels, height, width)``; twice the
@@ -127,7 +127,7 @@ class AtlasDDPMScheduler(BaseScheduler):
         ratio = level.alpha / target.alpha
         small, beta = _variances(level, target, grid.dtype == torch.int64 and x.dtype != torch.float64)
         prev = combine(target.alpha * beta / level.sigma**2, data, ratio * target.sigma**2 / level.sigma**2, x)
-        if grid.timesteps[index] > 0:
+        if grid.timesteps[index] > 0 or level.alpha == 0:  # an inverted flow counts from pure noise
             noise = self._to_working_dtype(self._noise_like(sample, generator))
             deviation = self._standard_deviation(small, beta, learned)
             prev = torch.add(prev, noise, alpha=deviation) if learned is None else torch.addcmul(prev, deviation, noise)

@@ -143,7 +143,8 @@ class Flow(NoiseProcess):
         grid = replace(self.grid_through(levels), shift=shift)
         if request.timesteps is None or self.inverted:
             return grid
-        timesteps = torch.tensor(_falling("timesteps", request.timesteps, len(self))).tolist()
+        given = torch.as_tensor(_falling("timesteps", request.timesteps, len(self)), dtype=torch.float32)
+        timesteps = given.tolist()
         if request.sigmas is None and not all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(timesteps, grid.timesteps)):
             warnings.warn(
                 "timesteps were given without sigmas: they are used as they are, while the sigmas of the steps, derived from "

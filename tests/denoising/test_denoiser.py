@@ -18,6 +18,7 @@ from atlas_diffusers.denoising import (
     SamplingState,
     SchedulerProcess,
     Tiles,
+    noised,
     sample,
 )
 from atlas_diffusers.schedules import NoiseLevel
@@ -151,6 +152,22 @@ def test_a_flow_of_diffusers_is_a_process():
     level = NoiseLevel(0.3, 0.7)
     # v = ε − x_0 with ε = (x − 0.3 x_0)/0.7
     torch.testing.assert_close(own.prediction(data, x, level), (x - 0.3 * data) / 0.7 - data)
+
+
+@pytest.mark.parametrize("scheduler", [
+    AtlasEulerScheduler(shift=2.0, invert_sigmas=True), FlowMatchEulerDiscreteScheduler(shift=2.0, invert_sigmas=True),
+])  # fmt: skip
+def test_an_inverted_flow_is_followed_by_the_predictions_of_its_process(scheduler):
+    scheduler.set_timesteps(6)
+    own, (data, noise) = SchedulerProcess(scheduler), torch.randn(2, 4, 3, generator=seeded()).unbind(0)
+    for t, after in zip(scheduler.timesteps[:-1], scheduler.timesteps[1:].tolist()):
+        level, x = own.level(t), noised(scheduler, data, noise, t.reshape(1))
+        assert level == pytest.approx((t.item() / 1000, 1 - t.item() / 1000), abs=1e-6)
+        torch.testing.assert_close(x, level.alpha * data + level.sigma * noise)
+        output = own.prediction(data, x, level)
+        torch.testing.assert_close(own.data(output, x, level), data)
+        moved = scheduler.step(output, t, x, return_dict=False)[0]
+        torch.testing.assert_close(moved, after / 1000 * data + (1 - after / 1000) * noise)
 
 
 def test_a_model_of_another_shape_is_named():

@@ -107,6 +107,31 @@ def test_heun_is_the_stock_heun(shift):
     torch.testing.assert_close(sample(ours, noise()), sample(stock, noise()), rtol=1e-5, atol=1e-5)
 
 
+def test_an_inverted_flow_renoises_from_its_first_step():
+    """The timestep of pure noise is 0 there, where betas have clean data; any noise is as good as the posterior's mean."""
+    inverted, plain = (AtlasDDPMScheduler(shift=1.0, invert_sigmas=inverted) for inverted in (True, False))
+    x, data = noise().double(), noise(1).double()
+    steps = []
+    for scheduler, sign in ((inverted, -1), (plain, 1)):
+        scheduler.set_timesteps(sigmas=[1.0, 0.8, 0.4])
+        t = scheduler.timesteps[0]
+        steps.append(scheduler.step(sign * (x - data), t, x, generator=seeded(2)).prev_sample)
+    torch.testing.assert_close(*steps)
+    assert (steps[0] - 0.2 * data).std().item() == pytest.approx(0.8, rel=0.2)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_midpoints_lie_within_their_steps_whatever_the_type_of_the_timesteps(shift):
+    """Integers are shifted no more than fractions are: they are not training timesteps."""
+    schedulers = [AtlasPNDMScheduler(shift=shift, skip_prk_steps=False) for _ in range(2)]
+    for scheduler, kind in zip(schedulers, (int, float)):
+        timesteps = [kind(t) for t in (1000, 800, 601, 400, 200)]
+        scheduler.set_timesteps(timesteps=timesteps, sigmas=[t / 1000 for t in timesteps])
+    assert [s._grid.source for s in schedulers] == [schedulers[1]._grid.source] * 2
+    sigmas = [level.sigma for level in schedulers[0]._grid.source]
+    assert sigmas == sorted(sigmas, reverse=True) and sigmas[0] == 1 and 0 < sigmas[1] < 1
+
+
 @ALL
 def test_samples_need_no_scale(cls):
     scheduler = ask(cls(shift=3.0), "text", "none")
@@ -242,6 +267,7 @@ def test_betas_can_become_a_flow(cls):
 @pytest.mark.parametrize("name", [
     "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "KarrasVeScheduler", "FlowMatchLCMScheduler",
     "FlowMapEulerDiscreteScheduler", "SCMScheduler", "DDPMWuerstchenScheduler", "CMStochasticIterativeScheduler",
+    "MiniMaxH3Scheduler", "HeliosDMDScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler",
 ])  # fmt: skip
 def test_other_processes_are_refused_by_name(cls, name):
     in_memory = getattr(diffusers, name)().config
