@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .output import no_loading_bars, usable_device
+from .output import no_loading_bars, text, usable_device
 
 EXAMPLES = """examples:
   atlas-diffusers calibrate outputs/atlas-emoji/pipeline -o outputs/few-step --steps 5 6 8 10
@@ -32,7 +32,7 @@ def add_calibrate_command(commands: argparse._SubParsersAction) -> None:
     output.add_argument("--in-place", action="store_true", help="write the scheduler into FOLDER itself")
     calibrate.add_argument("--steps", type=int, nargs="+", default=[5, 6, 8, 10], help="step counts (default: 5 6 8 10)")
     calibrate.add_argument("--guidance-scale", type=float, help="default: the pipeline's")
-    calibrate.add_argument("--prompts", nargs="*", metavar="PROMPT", help="prompts to calibrate on (default: the empty text)")
+    calibrate.add_argument("--prompts", nargs="*", type=text, metavar="PROMPT", help="default: the empty text")
     calibrate.add_argument("--prompts-file", type=Path, help="the same, one a line")
     calibrate.add_argument("--image", type=Path, help="calibrate image-to-image from this picture")
     calibrate.add_argument("--call", metavar="JSON", help="more arguments of the pipeline's call, such as height or strength")
@@ -84,37 +84,40 @@ def run_calibrate(args: argparse.Namespace) -> None:
 
 
 def pipeline_arguments(args: argparse.Namespace) -> dict:
-    """What the pipeline is called with; ``ValueError`` for JSON that is no object."""
-    call = {} if args.call is None else json.loads(args.call)
+    """What the pipeline is called with; ``ValueError`` for JSON that is no object, ``OSError`` for damaged files."""
+    try:
+        call = json.loads(args.call or "{}")
+    except json.JSONDecodeError:
+        call = None
     if not isinstance(call, dict):
         raise ValueError(f"--call {args.call}: expected an object such as '{{\"height\": 512}}'")
     prompts = list(args.prompts or [])
     if args.prompts_file is not None:
-        prompts += [line for line in args.prompts_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            prompts += [line for line in args.prompts_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise OSError(f"--prompts-file {args.prompts_file} is not UTF-8 (byte {error.start})") from error
     if prompts:
         call["prompt"] = prompts
     if args.guidance_scale is not None:
         call["guidance_scale"] = args.guidance_scale
     if args.image is not None:
-        from PIL import Image
+        from ..pictures.reading import decode
 
-        call["image"] = Image.open(args.image).convert("RGB")
+        call["image"] = decode({"path": str(args.image), "bytes": None})
     return call
 
 
 def load_pipeline(folder: Path, dtype: Any):
     """The pipeline of a folder, of the class that it names; ``OSError`` for one that is damaged."""
     from diffusers import DiffusionPipeline
-    from safetensors import SafetensorError
 
     from ..pipelines import AtlasPipeline
+    from ..pipelines.loading import named_damage, read_json_object
 
-    own = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name") == "AtlasPipeline"
-    try:
-        with no_loading_bars():
-            return (AtlasPipeline if own else DiffusionPipeline).from_pretrained(folder, dtype=dtype)
-    except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise OSError(f"{folder} cannot be loaded: {error}") from error
+    own = read_json_object(folder / "model_index.json").get("_class_name") == "AtlasPipeline"
+    with no_loading_bars(), named_damage(f"{folder} cannot be loaded"):
+        return (AtlasPipeline if own else DiffusionPipeline).from_pretrained(folder, dtype=dtype)
 
 
 def write_copy(folder: Path, output: Path, scheduler: Any) -> None:

@@ -26,7 +26,7 @@ def add_evaluate_command(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("--data", required=True, help="embedded:emoji, a folder of pictures, a parquet file or a hub id")
     evaluate.add_argument("--split", default="train", help="default: %(default)s")
     evaluate.add_argument("--caption-column", default="text", help="`none` for data without captions (default: %(default)s)")
-    evaluate.add_argument("--categories", nargs="*", metavar="NAME", help="of the embedded emoji")
+    evaluate.add_argument("--categories", nargs="*", metavar="NAME", help="of the embedded emoji or pictograms")
     evaluate.add_argument("--lora", type=Path, help="folder of adapters to load")
     evaluate.add_argument("--count", type=int, default=256, help="pictures to generate (default: %(default)s)")
     evaluate.add_argument("--steps", type=int, help="default: the pipeline's")
@@ -50,17 +50,18 @@ def run_evaluate(args: argparse.Namespace) -> None:
     pipeline.set_progress_bar_config(disable=True)
     if args.lora is not None:
         pipeline.load_lora_weights(args.lora)
-    folder = Path(args.data).is_dir()
     options = {
-        "name": "imagefolder" if folder else args.data,
-        "root": args.data if folder else None,
+        "name": args.data,
         "split": args.split,
         "categories": args.categories,
         "caption_column": None if args.caption_column == "none" else args.caption_column,
         "resolution": pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
     }
     config = validate(DatasetConfig, options)
-    dataset = PictureDataset(load_training_data(config), config)
+    data = load_training_data(config)
+    if data.info.description:
+        print(data.info.description)
+    dataset = PictureDataset(data, config)
     numbers, sheet = Evaluator(dataset)(pipeline, args.count, args.steps, args.guidance, args.seed)
     write_evaluation(numbers, sheet, args.output)
     for name, value in numbers.items():

@@ -1,6 +1,7 @@
 """The command line ``atlas-diffusers``."""
 
 import argparse
+import signal
 import sys
 
 from .bridge import add_bridge_command
@@ -38,10 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; bad input prints one line and gives status 2."""
+    """Run a command; bad input prints one line and gives status 2, Ctrl-C one and 130."""
     args = build_parser().parse_args(argv)
     try:
         return args.run(args) or 0
     except (ValueError, OSError, ImportError) as error:
         print(f"atlas-diffusers: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("atlas-diffusers: stopped", file=sys.stderr)
+        return 128 + signal.SIGINT

@@ -252,6 +252,10 @@ class TrainingConfig(StrictModel):
             raise ValueError("give init_from or model, not both: init_from brings its own network")
         if self.init_from is not None and self.vae is not None:
             raise ValueError("give init_from or vae, not both: init_from brings its own autoencoder")
+        if self.init_from is not None and self.text_encoder not in (None, TextEncoderConfig()):
+            raise ValueError("give init_from or text_encoder, not both: init_from brings its own text encoder")
+        if self.cache_latents and self.init_from is None and self.vae is None:
+            raise ValueError("cache_latents needs an autoencoder, of init_from or vae")
         if self.lora is not None and self.init_from is None:
             raise ValueError("lora needs init_from, the pipeline to adapt")
         if self.text_encoder is not None and self.dataset.caption_column is None:
@@ -269,6 +273,8 @@ class TrainingConfig(StrictModel):
         bridging = self.objective == "bridge_matching"
         if bridging != (self.source_dataset is not None):
             raise ValueError(f"objective={self.objective!r}: bridge_matching needs source_dataset, the others take none")
+        if self.coupling != "sinkhorn" and self.coupling_epsilon != type(self).model_fields["coupling_epsilon"].default:
+            raise ValueError(f"coupling_epsilon={self.coupling_epsilon} needs coupling='sinkhorn'")
         if self.coupling == "paired" and not bridging:
             raise ValueError("coupling='paired' pairs two data sets: it needs objective='bridge_matching'")
         fields = type(self).model_fields

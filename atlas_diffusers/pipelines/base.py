@@ -218,7 +218,7 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     def checked_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, by default those of training; ``ValueError`` unless multiples of ``size_multiple``."""
         size = self.unet.config.sample_size * self.vae_scale_factor
-        sides, multiple = (height or size, width or size), self.size_multiple
+        sides, multiple = (size if height is None else height, size if width is None else width), self.size_multiple
         if min(sides) < 1 or any(side % multiple for side in sides):
             raise ValueError(f"height={sides[0]} and width={sides[1]} must be positive multiples of {multiple}")
         return sides

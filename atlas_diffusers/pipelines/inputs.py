@@ -23,6 +23,12 @@ def check_generators(generator: object, batch: int) -> None:
         raise ValueError(f"{len(generator)} generators for {batch} pictures; expected one each")
 
 
+def check_network_batch_size(size: int | None) -> None:
+    """A network call has at least one picture."""
+    if size is not None and size < 1:
+        raise ValueError(f"network_batch_size={size}; expected at least 1")
+
+
 def check_output_type(output_type: str) -> None:
     """One of the four that Diffusers' pipelines have."""
     if output_type not in OUTPUT_TYPES:

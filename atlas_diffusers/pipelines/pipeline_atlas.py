@@ -33,6 +33,7 @@ from .callbacks import StepCallback
 from .inputs import (
     check_generators,
     check_guider,
+    check_network_batch_size,
     check_output_type,
     check_strength,
     check_tensor_inputs,
@@ -127,12 +128,12 @@ class AtlasPipeline(AtlasPipelineBase):
             reference_weights: ``(m,)``, non-negative.
             bridge: fields of :class:`~atlas_diffusers.config.BridgeConfig`; alone, with the pipeline's own references. With
                 ``steps``, these come first, and ``num_inference_steps`` are those of the network below the gate.
-            corrector_steps, corrector_snr: Langevin steps after every step, see :class:`~.correcting.LangevinCorrector`; each
+            corrector_steps, corrector_snr: Langevin steps after every step, see :class:`~..denoising.LangevinCorrector`; each
                 costs a network call.
-            hierarchical: the noisy half of the steps at lower resolutions, see :func:`~.coarse_to_fine.plan_stages`; for
+            hierarchical: the noisy half of the steps at lower resolutions, see :func:`~..denoising.plan_stages`; for
                 networks trained with ``num_resolutions`` and schedulers of this package.
             tile_size, tile_overlap: side, and least overlap (a quarter by default), of tiles that the network sees one by one,
-                in pixels; for pictures larger than those of training. See :class:`~.tiling.Tiles`.
+                in pixels; for pictures larger than those of training. See :class:`~..denoising.Tiles`.
             network_batch_size: most pictures in one network call; couplings and results do not depend on it.
             output_type: `pil`, `np`, `pt` or `latent`.
             return_dict: return an output object instead of a tuple.
@@ -153,6 +154,7 @@ class AtlasPipeline(AtlasPipelineBase):
         prompts.check(self)
         check_strength(strength)
         check_generators(generator, prompts.batch)
+        check_network_batch_size(network_batch_size)
         check_output_type(output_type)
         check_tensor_inputs(tensor_inputs, self._callback_tensor_inputs)
         is_parted = bool(tile_size or corrector_steps or (network_batch_size or prompts.batch) < prompts.batch)

@@ -27,16 +27,17 @@ class RunLock:
         """Raise if the folder is in use."""
         try:
             held = json.loads(self.file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+            pid, host, began = held["pid"], held["host"], held["started"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return
-        if held["host"] != socket.gethostname():
+        if host != socket.gethostname():
             raise ValueError(
-                f"{self.file.parent} is in use by process {held['pid']} on {held['host']}, which cannot be asked from here; "
+                f"{self.file.parent} is in use by process {pid} on {host}, which cannot be asked from here; "
                 f"if it has ended, delete {self.file}"
             )
-        started = _started(held["pid"])
-        if started is not None and abs(started - held["started"]) < CLOCK:
-            raise ValueError(f"{self.file.parent} is in use by process {held['pid']}, which trains into it")
+        started = _started(pid)
+        if started is not None and abs(started - began) < CLOCK:
+            raise ValueError(f"{self.file.parent} is in use by process {pid}, which trains into it")
 
     def __enter__(self) -> "RunLock":
         self.check()

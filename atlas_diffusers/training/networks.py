@@ -43,6 +43,10 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
         networks.unet.register_to_config(num_resolutions=config.num_resolutions)
     _check_sizes(networks, config)
     _check_text(networks, config)
+    if config.cache_latents and networks.vae is None:
+        raise ValueError(f"cache_latents: the pipeline init_from={config.init_from!r} has no autoencoder")
+    if config.cache_text_embeddings and networks.text_encoder is None:
+        raise ValueError("cache_text_embeddings: there is no text encoder")
     networks.unet.to(memory_format=torch.channels_last)
     return networks
 

@@ -17,9 +17,16 @@ def load_training_data(config: DatasetConfig):
         ValueError: for a column that is not there, or a folder without pictures; ``OSError`` for a source that is not.
     """
     import datasets
+    import pyarrow
 
-    data = _load(config)
-    known = data.column_names or list(next(iter(data)))
+    if config.captions != "auto" and folder_of(config) is None:
+        raise ValueError(f"dataset.captions={config.captions!r} is for a folder of pictures, which name={config.name!r} is not")
+    try:
+        data = _load(config)
+        known = data.column_names or list(next(iter(data), ()))
+    except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid) as error:
+        hint = "; are its metadata UTF-8?" if config.name == "imagefolder" else ""
+        raise ValueError(f"dataset {config.root or config.name!r} cannot be read ({error.__cause__ or error}){hint}") from error
     for column in (config.image_column, config.caption_column, config.aliases_column, config.label_column):
         if column is not None and column not in known:
             raise ValueError(f"dataset {config.name!r} has no column {column!r}; its columns are {known}")
@@ -66,8 +73,6 @@ def _load_folder(root: str, options: dict):
 
     try:
         return datasets.load_dataset("imagefolder", data_dir=root, **options)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"dataset.root={root!r} cannot be read ({error.__cause__}); are its metadata UTF-8?") from error
     except ValueError as error:
         # a folder with other files only
         raise ValueError(f"dataset.root={root!r} has no pictures in split {options['split']!r}: {error}") from error

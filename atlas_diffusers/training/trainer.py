@@ -115,9 +115,9 @@ class Trainer:
         """Replace pictures by cached latents, and return cached captions, where the recipe says so."""
         c, parts, captions = self.config, self.parts, None
         with self.accelerator.main_process_first():
-            if c.cache_latents and parts.vae is not None:
+            if c.cache_latents:
                 self.dataset = CachedPictures(self.dataset, parts.vae, self.folder / "cache")
-            if c.cache_text_embeddings and parts.text_encoder is not None:
+            if c.cache_text_embeddings:
                 texts = self.pictures.captions()
                 captions = CaptionCache(texts, parts.tokenizer, parts.text_encoder, self.folder / "cache")
         return captions
@@ -277,6 +277,8 @@ class Trainer:
             changes = compare_origins(state["origin"], self.origin)
         except ValueError as error:
             raise ValueError(f"checkpoint {path} does not fit this recipe: {error}") from error
+        if state["step"] > self.config.max_steps:
+            raise ValueError(f"max_steps={self.config.max_steps}, but {path} is of a later step; choose another output_dir")
         if changes and self.accelerator.is_main_process:
             logger.warning(f"going on from {path} with changes that hold from here on: {'; '.join(changes)}")
         self.step, self.streams = state["step"], state["streams"]

@@ -7,10 +7,13 @@ import sys
 
 import pytest
 from conftest import build_tiny_pipeline, seeded
+from PIL import Image
 from stock_pipelines import build_stock_pipeline
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasMultistepScheduler, AtlasPipeline
 from atlas_diffusers.cli import main
+from atlas_diffusers.cli.calibrate import pipeline_arguments
+from atlas_diffusers.cli.main import build_parser
 
 SMALL = ["--steps", "3", "--trajectories", "9", "--teacher-steps", "8", "--budget", "300", "--batch-size", "9"]
 quiet = pytest.mark.filterwarnings("ignore:.*calibration gives", "ignore:the steps are calibrated for")
@@ -104,7 +107,10 @@ def test_a_full_disk_leaves_the_folder_as_it_was(folder, tmp_path, monkeypatch):
     (["{folder}", "--in-place", "--trajectories", "4"], "at least 8"),
     (["{folder}", "--in-place", "--prompts-file", "none.txt"], "none.txt"),
     (["{folder}", "-o", "{folder}"], "exists; choose another folder, or --in-place"),
+    (["{folder}", "--in-place", "--prompts-file", "{folder}/unet/diffusion_pytorch_model.safetensors"], "is not UTF-8"),
+    (["{folder}", "--in-place", "--image", "{folder}/model_index.json"], "model_index.json cannot be read"),
     (["{folder}", "--in-place", "--call", "[1]"], "--call [1]: expected an object"),
+    (["{folder}", "--in-place", "--call", "height=8"], "--call height=8: expected an object"),
     (["{folder}", "--in-place", "--call", '{"latents": 0}'], "call has ['latents'], which a calibration sets itself"),
     (["{folder}", "--in-place", "--device", "banana"], "--device banana: "),
 ])  # fmt: skip
@@ -121,6 +127,19 @@ def test_one_of_both_places_is_asked_for(folder, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["calibrate", str(folder)])
     assert "one of the arguments -o/--output --in-place is required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_an_index_that_is_no_object_is_named(folder, content, capsys):
+    (folder / "model_index.json").write_text(content)
+    assert main(["calibrate", str(folder), "--in-place"]) == 2
+    assert "model_index.json" in capsys.readouterr().err
+
+
+def test_a_transparent_picture_is_laid_on_white(tmp_path):
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    arguments = build_parser().parse_args(["calibrate", "folder", "--in-place", "--image", str(tmp_path / "clear.png")])
+    assert pipeline_arguments(arguments)["image"].getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_damaged_weights_are_one_line(folder, capsys):

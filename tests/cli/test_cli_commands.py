@@ -173,3 +173,13 @@ def test_bad_input_gives_one_line_and_status_2(arguments, capsys, tmp_path, monk
     except SystemExit as stopped:
         status = stopped.code
     assert status == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_ctrl_c_is_one_line(tmp_path, capsys, monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    (tmp_path / "recipe.yaml").write_text("max_steps: 1\n")
+    monkeypatch.setattr(launching, "launch", interrupted)
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "atlas-diffusers: stopped\n"

@@ -339,3 +339,9 @@ def test_tiles_keep_their_conditions(monkeypatch, tiny_pipeline):
 def test_bad_tiles_and_intervals_are_named(tiny_pipeline, options, message):
     with pytest.raises(ValueError, match=message):
         generate(tiny_pipeline, **options)
+
+
+@pytest.mark.parametrize("options", [{"network_batch_size": 0}, {"network_batch_size": -1}, {"height": 0}])
+def test_sizes_below_one_are_refused(tiny_pipeline, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}={next(iter(options.values()))}"):
+        generate(tiny_pipeline, **options)

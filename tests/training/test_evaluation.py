@@ -14,6 +14,7 @@ from test_trainer import build
 from atlas_diffusers.cli import main
 from atlas_diffusers.config import DatasetConfig
 from atlas_diffusers.metrics import efficientnet_features, energy_distance, kid, manifold_overlap
+from atlas_diffusers.pictures.sheets import to_pictures
 from atlas_diffusers.training import BridgePairs, Evaluator, PictureDataset, load_training_data
 
 DATA = {"name": "embedded:emoji", "categories": ["Activities"], "resolution": 8}
@@ -94,6 +95,18 @@ def test_the_command_writes_numbers_and_a_sheet(tmp_path, capsys):
     assert "expected a .json file in a folder that exists" in capsys.readouterr().err
     assert main([*arguments, "--lora", str(tmp_path / "missing"), "-o", str(tmp_path / "scores.json")]) == 2
     assert "missing: there is no such folder" in capsys.readouterr().err
+
+
+def test_the_command_reads_a_folder_as_training_does(dataset, tmp_path, capsys):
+    build_tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    (tmp_path / "pictures").mkdir()
+    for place in range(8):
+        to_pictures(dataset[place, 0]["pixels"][None])[0].save(tmp_path / "pictures" / f"{place}.png")
+        (tmp_path / "pictures" / f"{place}.txt").write_text(f"ball {place}", encoding="utf-8")
+    options = ["--count", "8", "--steps", "1", "--guidance", "1", "-o", str(tmp_path / "scores.json")]
+    assert main(["evaluate", str(tmp_path / "pipeline"), "--data", str(tmp_path / "pictures"), *options]) == 0
+    assert "8 pictures, 8 with captions from the texts beside them" in capsys.readouterr().out
+    assert json.loads((tmp_path / "scores.json").read_text())["real"] == 8
 
 
 def test_a_tracker_gets_the_rows(tmp_path, monkeypatch):

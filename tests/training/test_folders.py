@@ -118,3 +118,19 @@ def test_imagefolders_with_metadata_that_is_not_utf_8_are_one_line(tmp_path, mon
     with pytest.raises(ValueError, match="cannot be read .*UTF-8") as error:
         read(tmp_path / "pictures", name="imagefolder")
     assert "\n" not in str(error.value)
+
+
+def test_data_that_cannot_be_read_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    file = tmp_path / "pictures.parquet"
+    file.write_bytes(b"PAR1 damaged")
+    config = DatasetConfig(name=str(file))
+    with pytest.raises(ValueError, match=r"pictures\.parquet' cannot be read") as error:
+        load_training_data(config)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"name": "embedded:digits"}, {"name": "imagefolder", "root": "pictures"}])
+def test_where_captions_come_from_is_asked_of_folders_only(options):
+    with pytest.raises(ValueError, match="captions='names' is for a folder of pictures"):
+        load_training_data(DatasetConfig(captions="names", **options))

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import seeded
+from conftest import build_tiny_unet, seeded
 from datasets import Dataset, Features, Image, Value
 from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 from stock_pipelines import build_stock_pipeline, silence
 from test_trainer import build, recipe
 
-from atlas_diffusers import AtlasBridgePipeline, AtlasPipeline, AtlasTransformer2DModel, AtlasUNet2DModel
+from atlas_diffusers import AtlasBridgePipeline, AtlasDDIMScheduler, AtlasPipeline, AtlasTransformer2DModel, AtlasUNet2DModel
 from atlas_diffusers.config import DatasetConfig, TrainingConfig, validate
 from atlas_diffusers.training import BridgePairs, PictureDataset, Trainer, objectives
 from atlas_diffusers.training.caching import CachedPictures, CaptionCache, TensorCache
@@ -198,9 +198,20 @@ def test_caches_where_they_cannot_be(tmp_path):
         ({"cache_latents": True, "dataset": {"skip_bad_images": True}}, "reads every picture"),
         ({"train_text_encoder": False}, "needs init_from"),
         ({"cache_text_embeddings": True, "dataset": {"streaming": True}}, "needs to know every caption"),
+        ({"cache_latents": True}, "needs an autoencoder"),
+        ({"coupling_epsilon": 0.1}, "needs coupling='sinkhorn'"),
     ):
         with pytest.raises(ValueError, match=message):
             build(tmp_path, **changes)
+    network, scheduler = build_tiny_unet(cross_attention_dim=None, cross_attention_levels=[]), AtlasDDIMScheduler()
+    AtlasPipeline(network, scheduler).save_pretrained(tmp_path / "start")
+    for changes, message in (
+        ({"cache_latents": True}, "has no autoencoder"),
+        ({"cache_text_embeddings": True}, "there is no text encoder"),
+        ({"text_encoder": {"hidden_size": 64}}, "not both: init_from brings its own text encoder"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            adapt(tmp_path, tmp_path / "start", sample_prompts=[], **changes)
 
 
 # ---------------------------------------------------------------------- bridges

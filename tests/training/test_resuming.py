@@ -82,6 +82,11 @@ def test_what_would_make_another_run_is_refused_with_both_values(begun, tmp_path
     assert "another output_dir" in text
 
 
+def test_a_run_does_not_end_before_its_checkpoint(begun, tmp_path):
+    with pytest.raises(ValueError, match="max_steps=1, but .*checkpoint-2 is of a later step"):
+        resume(begun, tmp_path, max_steps=1)
+
+
 def test_changed_captions_are_refused_before_another_vocabulary_meets_the_old_weights(begun, tmp_path, monkeypatch):
     plain = trainer.load_pictures
 
@@ -143,12 +148,12 @@ def test_a_folder_in_use_is_refused_and_left_free(begun, tmp_path):
     assert not (tmp_path / ".lock").exists() and latest_checkpoint(tmp_path).name == "checkpoint-3"
 
 
-@pytest.mark.parametrize("holder", ["ended", "number used again", "damaged"])
+@pytest.mark.parametrize("holder", ["ended", "number used again", "damaged", "incomplete"])
 def test_a_stale_lock_is_taken_over(tmp_path, holder):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     content = {"pid": child.pid if holder == "ended" else os.getpid(), "host": socket.gethostname(), "started": 1.0}
-    (tmp_path / ".lock").write_text("{" if holder == "damaged" else json.dumps(content))
+    (tmp_path / ".lock").write_text({"damaged": "{", "incomplete": "{}"}.get(holder, json.dumps(content)))
     with RunLock(tmp_path):
         held = json.loads((tmp_path / ".lock").read_text())
         assert held["pid"] == os.getpid() and held["started"] == psutil.Process().create_time()
