@@ -178,6 +178,8 @@ class AdvancedHierarchicalDiffusionSampler:
         payload = {"encoder_hidden_states": conditioning} if torch.is_tensor(conditioning) else dict(conditioning or {})
         scale, negative = payload.pop("guidance_scale", 1.0), payload.pop("negative_encoder_hidden_states", None)
         states = payload.pop("encoder_hidden_states", None)
+        if scale != 1 and negative is None:
+            raise ValueError(f"conditioning has guidance_scale={scale}, which needs negative_encoder_hidden_states")
 
         def network(x: torch.Tensor, s: torch.Tensor, **conditions: Any) -> Any:
             return self.score_model(x, (TRAINED_TIMESTEPS - 1) * x.new_full((len(x),), time_of(s)), **conditions)

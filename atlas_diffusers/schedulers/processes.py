@@ -33,7 +33,6 @@ FLOW_DEFAULTS = {
     "angle_scale": 3.0,
 }
 ONLY_WITH_BETAS = (*BETA_OPTIONS, "rescale_betas_zero_snr", "variance_type", "interpolation_type", "timestep_type")
-ONLY_WITH_A_FLOW = ("flow_shift", "use_dynamic_shifting", "shift_terminal", "invert_sigmas", "time_shift_type")
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:
@@ -107,7 +106,7 @@ def settle_flow(scheduler: Any) -> None:
     given = [name for name in defaults if name != "trained_betas" and c[name] != defaults[name]]
     given += ["trained_betas"] if c.trained_betas is not None else []  # which may be an array
     if not is_flow(c):
-        for name in ONLY_WITH_A_FLOW:
+        for name in FLOW_OPTIONS:
             if name in given:
                 raise ValueError(f"{name}={c[name]!r} is an option of a flow; set use_flow_sigmas=True, or leave it out")
         return

@@ -17,6 +17,7 @@ TIME_SHIFT_TYPES = ("exponential", "linear")
 EVEN = 2e-3  # deviation of evenly spaced sigmas, some of which are rounded to timesteps
 SMALLEST = 1e-8  # sigma that stands for a network call at clean data
 LEAST_OF_ONE = 1e-3
+LARGEST_MU = 30
 LARGEST_SIGMA_HAT = 4096.0  # where the network's output says nothing about x_0 at α = 0
 
 
@@ -195,12 +196,17 @@ class Flow(NoiseProcess):
             return self.shift
         if mu is None:
             raise ValueError("use_dynamic_shifting=True needs set_timesteps(..., mu=...); give it, or switch the option off")
-        if self.time_shift_type == "linear" and not mu > 0:
-            raise ValueError(f"mu={mu}; time_shift_type='linear' expects a positive number")
-        return mu if self.time_shift_type == "linear" else math.exp(mu)
+        linear = self.time_shift_type == "linear"
+        if not (0 < mu < math.inf if linear else abs(mu) <= LARGEST_MU):
+            expected = "a positive number" if linear else f"a number from {-LARGEST_MU} to {LARGEST_MU}"
+            raise ValueError(f"mu={mu}; time_shift_type={self.time_shift_type!r} expects {expected}")
+        return mu if linear else math.exp(mu)
 
     def _between_ends(self, config: Any, option: str, sigmas: list[float]) -> list[float]:
         if option != "use_lu_lambdas":
+            for name in ("sigma_min", "sigma_max"):
+                if config[name] is not None and config[name] > 1:
+                    raise ValueError(f"{name}={config[name]}; sigmas of a flow lie between 0 and 1")
             return between_ends(config, option, torch.tensor(sigmas, dtype=torch.float64), len(sigmas)).tolist()
         # uniform in log-SNR, which is infinite at both ends of the process
         finite = [min(s / (1 - s), len(self)) if s < 1 else len(self) for s in (sigmas[0], sigmas[-1])]

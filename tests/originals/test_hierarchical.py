@@ -117,6 +117,9 @@ def test_networks_get_timesteps_and_guidance():
     inputs, t = x * sigma / math.sqrt(1 + sigma**2), torch.full((2,), 999.0)
     c, u = (unet(inputs, t, s.expand(2, -1, -1)).sample for s in (states, negative))
     torch.testing.assert_close(found, sigma * x - sigma * (u + 3 * (c - u)))
+    del payload["negative_encoder_hidden_states"]
+    with pytest.raises(ValueError, match="guidance_scale=3.0, which needs negative_encoder_hidden_states"):
+        sampler(unet).sample((2, 3, 8, 8), [1.0], payload, generator=seeded())
 
 
 def test_references_stand_for_the_network_while_noise_is_high():

@@ -336,6 +336,9 @@ def test_dynamic_shifting_needs_mu(cls):
         scheduler.set_timesteps(5)
     with pytest.raises(ValueError, match="mu=0; time_shift_type='linear' expects a positive number"):
         cls(shift=1.0, use_dynamic_shifting=True, time_shift_type="linear").set_timesteps(5, mu=0)
+    for mu in (float("nan"), float("inf"), 1e3, -1e3):
+        with pytest.raises(ValueError, match=f"mu={mu}; time_shift_type='exponential' expects a number from -30 to 30"):
+            scheduler.set_timesteps(5, mu=mu)
     with pytest.raises(ValueError, match="mu=0.3 shifts a flow"):
         AtlasDDIMScheduler().set_timesteps(5, mu=0.3)
     assert scheduler.dynamic_shift(4096) == pytest.approx(1.15) and scheduler.dynamic_shift(2176) == pytest.approx(0.825)
@@ -358,6 +361,8 @@ def test_dynamic_shifting_needs_mu(cls):
     ({"flow_shift": 3.0}, "flow_shift=3.0 is an option of a flow; set use_flow_sigmas=True"),
     ({"shift_terminal": 0.1}, "shift_terminal=0.1 is an option of a flow; set use_flow_sigmas=True"),
     ({"use_dynamic_shifting": True}, "use_dynamic_shifting=True is an option of a flow"),
+    ({"base_shift": 0.7}, "base_shift=0.7 is an option of a flow"),
+    ({"max_image_seq_len": 8192}, "max_image_seq_len=8192 is an option of a flow"),
     ({"invert_sigmas": True}, "invert_sigmas=True is an option of a flow"),
 ], ids=str)  # fmt: skip
 def test_bad_options_are_named(cls, options, message):
@@ -373,6 +378,9 @@ def test_options_that_only_some_samplers_have_are_named():
     for cls in (AtlasHeunScheduler, AtlasPNDMScheduler, AtlasMultistepScheduler, AtlasDDPMScheduler):
         with pytest.raises(ValueError, match=f"stochastic_sampling=True: {cls.__name__} has no"):
             cls(shift=1.0, stochastic_sampling=True)
+    for ends in ({"sigma_max": 80.0}, {"sigma_min": 2.0}):
+        with pytest.raises(ValueError, match="=.*; sigmas of a flow lie between 0 and 1"):
+            AtlasEulerScheduler(shift=1.0, use_karras_sigmas=True, **ends).set_timesteps(5)
     with pytest.raises(ValueError, match="LinearNoiseScheduler has betas of its own"):
         LinearNoiseScheduler(shift=1.0)
     with pytest.raises(ValueError, match="shift=2.0 is an option of a flow"):
