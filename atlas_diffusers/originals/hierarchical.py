@@ -175,7 +175,9 @@ class AdvancedHierarchicalDiffusionSampler:
         if not self.is_network:
             given = () if conditioning is None else (conditioning,)
             return Denoiser(lambda x, s: self.score_model(x, x.new_full((len(x),), time_of(s)), *given), process)
-        payload = {"encoder_hidden_states": conditioning} if torch.is_tensor(conditioning) else dict(conditioning or {})
+        payload: dict[str, Any] = {"encoder_hidden_states": conditioning}
+        if not torch.is_tensor(conditioning):
+            payload = dict(conditioning or {})
         scale, negative = payload.pop("guidance_scale", 1.0), payload.pop("negative_encoder_hidden_states", None)
         states = payload.pop("encoder_hidden_states", None)
         if scale != 1 and negative is None:

@@ -76,7 +76,8 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         self.register_to_config(
             default_num_inference_steps=default_num_inference_steps, default_guidance_scale=default_guidance_scale
         )
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 1
+        vae_config: Any = None if vae is None else vae.config
+        self.vae_scale_factor = 1 if vae_config is None else 2 ** (len(vae_config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @property
@@ -153,7 +154,8 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def _bar(self, steps: int) -> Any:
         """A progress bar of Diffusers, for some steps."""
-        return self.progress_bar(total=steps)
+        pipeline: Any = self
+        return pipeline.progress_bar(total=steps)
 
     # ------------------------------------------------------------------ text
 
