@@ -123,6 +123,7 @@ def load_pipeline(folder: Path, dtype: Any):
 def write_copy(folder: Path, output: Path, scheduler: Any) -> None:
     """A folder like another one, with this scheduler: whole or not there. Large files are links to the same data."""
     unfinished = output.with_name(f"{output.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     try:
         shutil.copytree(folder, unfinished, copy_function=link_or_copy)
         write_scheduler(unfinished, scheduler)

@@ -12,7 +12,7 @@ from stock_pipelines import build_stock_pipeline
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasMultistepScheduler, AtlasPipeline
 from atlas_diffusers.cli import main
-from atlas_diffusers.cli.calibrate import pipeline_arguments
+from atlas_diffusers.cli.calibrate import pipeline_arguments, write_copy
 from atlas_diffusers.cli.main import build_parser
 
 SMALL = ["--steps", "3", "--trajectories", "9", "--teacher-steps", "8", "--budget", "300", "--batch-size", "9"]
@@ -99,6 +99,14 @@ def test_a_full_disk_leaves_the_folder_as_it_was(folder, tmp_path, monkeypatch):
         assert main(["calibrate", str(folder), *output, *SMALL]) == 2
         assert contents(folder) == before and not (tmp_path / "new").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pipeline"]
+
+
+def test_a_copy_that_was_killed_is_made_again(folder, tmp_path):
+    (tmp_path / "new.part").mkdir()
+    (tmp_path / "new.part" / "half").write_text("")
+    write_copy(folder, tmp_path / "new", AtlasMultistepScheduler(prediction_type="v_prediction"))
+    assert contents(tmp_path / "new").keys() == contents(folder).keys() and not (tmp_path / "new.part").exists()
+    assert type(AtlasPipeline.from_pretrained(tmp_path / "new").scheduler) is AtlasMultistepScheduler
 
 
 @pytest.mark.parametrize("arguments, message", [
