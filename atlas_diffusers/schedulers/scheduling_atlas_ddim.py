@@ -96,6 +96,8 @@ class AtlasDDIMScheduler(BaseScheduler):
         """
         if variance_noise is not None and generator is not None:
             raise ValueError("give generator or variance_noise, not both")
+        if self.config.stochastic_sampling and (eta > 0 or variance_noise is not None):
+            raise ValueError("stochastic_sampling=True draws all noise of a step anew: give no eta and no variance_noise")
         level, target = self._levels(timestep)
         alpha, sigma = target
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)

@@ -378,6 +378,9 @@ def test_options_that_only_some_samplers_have_are_named():
     for cls in (AtlasHeunScheduler, AtlasPNDMScheduler, AtlasMultistepScheduler, AtlasDDPMScheduler):
         with pytest.raises(ValueError, match=f"stochastic_sampling=True: {cls.__name__} has no"):
             cls(shift=1.0, stochastic_sampling=True)
+    for given in ({"eta": 0.5}, {"variance_noise": noise()}):
+        with pytest.raises(ValueError, match="stochastic_sampling=True draws all noise of a step anew"):
+            ask(AtlasDDIMScheduler(shift=1.0, stochastic_sampling=True), "text", "none").step(noise(), 1000.0, noise(), **given)
     for ends in ({"sigma_max": 80.0}, {"sigma_min": 2.0}):
         with pytest.raises(ValueError, match="=.*; sigmas of a flow lie between 0 and 1"):
             AtlasEulerScheduler(shift=1.0, use_karras_sigmas=True, **ends).set_timesteps(5)
