@@ -8,10 +8,23 @@ from pydantic import Field, field_validator, model_validator
 from .._registration import NOISE_SCHEDULERS, SAMPLERS
 from .training import StrictModel
 
-BetaSchedule = Enum("BetaSchedule", {name.upper(): name for name in NOISE_SCHEDULERS}, type=str, module=__name__)
-BetaSchedule.__doc__ = "Names of beta schedules."
-SamplingMethod = Enum("SamplingMethod", {name.upper(): name for name in SAMPLERS}, type=str, module=__name__)
-SamplingMethod.__doc__ = "Names of samplers."
+
+class BetaSchedule(str, Enum):
+    """Names of beta schedules: a member ``LINEAR`` for ``linear``, and so on."""
+
+    _ignore_ = "members each"
+    members = vars()
+    for each in NOISE_SCHEDULERS:
+        members[each.upper()] = each
+
+
+class SamplingMethod(str, Enum):
+    """Names of samplers: a member ``DDIM`` for ``ddim``, and so on."""
+
+    _ignore_ = "members each"
+    members = vars()
+    for each in SAMPLERS:
+        members[each.upper()] = each
 
 
 class NoiseSchedulerConfig(StrictModel):

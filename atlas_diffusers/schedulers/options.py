@@ -15,18 +15,17 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 class SchedulerOptions(TypedDict, total=False):
     """
-    Options of every sampler, besides T and the betas.
+    Options of every sampler, besides T, the betas, and those whose defaults differ between samplers.
 
     Args:
         prediction_type: `epsilon`, `sample`, `v_prediction` (α ε − σ x_0) or `flow_prediction` (ε − x_0).
-        timestep_spacing: `linspace`, `leading` or `trailing` (arXiv 2305.08891, table 2).
         steps_offset: added to `leading` timesteps.
         use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas: grid of σ̂ instead of a spacing of
             the training timesteps; at most one.
         sigma_min, sigma_max: ends of that grid; by default those of the training process.
         final_sigmas_type: where the last step ends: `zero` (clean data) or `sigma_min` (training timestep 0).
         rescale_betas_zero_snr: rescale the betas to zero terminal SNR (arXiv 2305.08891, algorithm 1).
-        clip_sample, clip_sample_range: clamp the data prediction to ±range.
+        clip_sample_range: of ``clip_sample``.
         thresholding, dynamic_thresholding_ratio, sample_max_value: clamp it to a quantile of its own absolute values and
             rescale (Imagen, arXiv 2205.11487). Takes precedence over ``clip_sample``, as in Diffusers.
         snr_shift_scale: k of ᾱ ← ᾱ/(k + (1 − k)ᾱ) (CogVideoX); becomes ``trained_betas``.
@@ -40,7 +39,6 @@ class SchedulerOptions(TypedDict, total=False):
     """
 
     prediction_type: str
-    timestep_spacing: str
     steps_offset: int
     use_karras_sigmas: bool
     use_exponential_sigmas: bool
@@ -50,7 +48,6 @@ class SchedulerOptions(TypedDict, total=False):
     sigma_max: float | None
     final_sigmas_type: str
     rescale_betas_zero_snr: bool
-    clip_sample: bool
     clip_sample_range: float
     thresholding: bool
     dynamic_thresholding_ratio: float
@@ -87,7 +84,6 @@ class SigmaOptions(SchedulerOptions, total=False):
 
 DEFAULTS: SigmaOptions = {
     "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
     "steps_offset": 0,
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
@@ -97,7 +93,6 @@ DEFAULTS: SigmaOptions = {
     "sigma_max": None,
     "final_sigmas_type": "zero",
     "rescale_betas_zero_snr": False,
-    "clip_sample": False,
     "clip_sample_range": 1.0,
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
@@ -123,14 +118,14 @@ DEFAULTS: SigmaOptions = {
 def takes_options(init: Init) -> Init:
     """
     Decorate an ``__init__`` that ends in ``**options: Unpack[SchedulerOptions]``: its arguments and the options make the
-    configuration. An option that is among the arguments has its default there.
+    configuration.
     """
     *own, options = inspect.signature(init).parameters.values()
     types = get_args(options.annotation)[0].__annotations__
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
         for name, default in DEFAULTS.items()
-        if name in types and name not in {p.name for p in own}
+        if name in types
     ]
     return _registered(init, inspect.Signature([*own, *shared]))
 
@@ -144,8 +139,9 @@ def _registered(init: Any, signature: inspect.Signature) -> Any:
         bound.apply_defaults()
         init(**bound.arguments)
 
-    registered.__signature__ = signature
-    return register_to_config(registered)
+    wrapper: Any = registered
+    wrapper.__signature__ = signature
+    return register_to_config(wrapper)
 
 
 class extend_config:

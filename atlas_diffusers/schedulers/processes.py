@@ -88,7 +88,7 @@ def read_process(config: dict[str, Any], overrides: dict[str, Any], cls: type) -
         config = {option: value for option, value in config.items() if option not in unread}
     if is_flow({**config, **overrides}):
         config = {option: value for option, value in config.items() if option not in ONLY_WITH_BETAS}
-    elif config.get("flow_shift") != DEFAULTS["flow_shift"]:
+    elif config.get("flow_shift") != DEFAULTS.get("flow_shift"):
         config.pop("flow_shift", None)
     return {**config, "_use_default_values": [option for option in defaults if option in config]}
 

@@ -39,6 +39,7 @@ class AtlasDDIMScheduler(BaseScheduler):
         *,
         clip_sample: bool = True,
         set_alpha_to_one: bool = True,
+        timestep_spacing: str = "leading",
         **options: Unpack[SchedulerOptions],
     ):
         self._setup()

@@ -50,6 +50,7 @@ class AtlasDDPMScheduler(BaseScheduler):
         *,
         variance_type: str = "fixed_small",
         clip_sample: bool = True,
+        timestep_spacing: str = "leading",
         **options: Unpack[SchedulerOptions],
     ):
         self._setup()

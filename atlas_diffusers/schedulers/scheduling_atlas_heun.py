@@ -50,6 +50,7 @@ class AtlasHeunScheduler(SigmaScheduler):
         trained_betas: Sequence[float] | None = None,
         *,
         timestep_spacing: str = "linspace",
+        clip_sample: bool = False,
         **options: Unpack[SigmaOptions],
     ):
         self._setup()

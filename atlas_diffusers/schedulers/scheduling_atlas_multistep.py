@@ -109,6 +109,8 @@ class AtlasMultistepScheduler(BaseScheduler):
         angle_power: float | None = 2.0,
         use_angle_nodes: bool | None = None,
         calibration: dict | None = None,
+        timestep_spacing: str = "leading",
+        clip_sample: bool = False,
         **options: Unpack[SchedulerOptions],
     ):
         self._setup()

@@ -63,6 +63,8 @@ class AtlasPNDMScheduler(BaseScheduler):
         *,
         skip_prk_steps: bool = False,
         set_alpha_to_one: bool = False,
+        timestep_spacing: str = "leading",
+        clip_sample: bool = False,
         **options: Unpack[SchedulerOptions],
     ):
         self._setup()

@@ -62,6 +62,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         beta_start, beta_end: ends of the beta schedule.
         beta_schedule: a name in :data:`atlas_diffusers.schedules.BETA_SCHEDULES`.
         trained_betas: explicit betas instead of a named schedule, ``(T,)``.
+        timestep_spacing: `linspace`, `leading` or `trailing` (arXiv 2305.08891, table 2).
+        clip_sample: clamp the data prediction to ±``clip_sample_range``.
         options: see :class:`~atlas_diffusers.schedulers.options.SchedulerOptions`.
 
     Raises:
@@ -85,6 +87,9 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: Sequence[float] | None = None,
+        *,
+        timestep_spacing: str = "leading",
+        clip_sample: bool = False,
         **options: Unpack[SchedulerOptions],
     ):
         self._setup()

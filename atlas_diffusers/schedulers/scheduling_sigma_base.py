@@ -39,6 +39,7 @@ class SigmaScheduler(BaseScheduler):
         trained_betas: Sequence[float] | None = None,
         *,
         timestep_spacing: str = "linspace",
+        clip_sample: bool = False,
         **options: Unpack[SigmaOptions],
     ):
         self._setup()
