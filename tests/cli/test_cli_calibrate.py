@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -99,6 +100,17 @@ def test_a_full_disk_leaves_the_folder_as_it_was(folder, tmp_path, monkeypatch):
         assert main(["calibrate", str(folder), *output, *SMALL]) == 2
         assert contents(folder) == before and not (tmp_path / "new").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pipeline"]
+
+
+@quiet
+def test_the_same_command_goes_on_from_its_cache(folder, tmp_path, capsys):
+    calls = []
+    for name in ("first", "second"):
+        assert main(["calibrate", str(folder), "-o", str(tmp_path / name), *SMALL, "--cache", str(tmp_path / "cache")]) == 0
+        calls.append(int(re.search(r"^(\d+) network calls", capsys.readouterr().out, re.M)[1]))
+    assert calls[0] - calls[1] >= 9 * 8, "nine trajectories of the teacher, at least eight calls each, are read"
+    first, second = (contents(tmp_path / name / "scheduler") for name in ("first", "second"))
+    assert first == second
 
 
 def test_a_copy_that_was_killed_is_made_again(folder, tmp_path):
