@@ -104,7 +104,7 @@ def _draw_reach(axes: Any, solver: SchrodingerBridgeSolver, gate: float) -> None
     shut = [value for value, size in zip(LOG_SNRS.tolist(), sizes) if size < gate]
     if shut:
         axes.axvline(shut[0], color="k", linestyle=":", linewidth=0.8)
-    dimension = solver.references[0].numel()
+    dimension = math.prod(solver.references.shape[1:])
     title = f"effective references of {len(solver.references)}, {dimension}-d; gate {gate:g}"
     axes.set(title=title, xlabel="log(α/σ)", ylabel="median of exp(entropy)")
 
