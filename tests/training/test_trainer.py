@@ -113,8 +113,11 @@ def finished(tmp_path_factory):
 def test_training_starts_from_another_pipelines_weights(finished, tmp_path):
     saved = finished.folder / "pipeline"
     data = {**recipe(tmp_path), "init_from": str(saved)}
+    text_encoder = data.pop("text_encoder")
     with pytest.raises(ValueError, match="init_from or model, not both"):
         validate(TrainingConfig, data)
+    with pytest.raises(ValueError, match="init_from or text_encoder, not both"):
+        validate(TrainingConfig, {**data, "model": {}, "text_encoder": text_encoder})
     run = Trainer(validate(TrainingConfig, {**data, "model": {}}))
     average = finished.ema.shadow_params
     assert all(torch.equal(p, q) for p, q in zip(run.parameters, average)) and run.step == 0
