@@ -1,5 +1,4 @@
-# make demo: six pictures from the embedded pipeline.   make test: the whole test suite.
-# make test-portable: the suite as it runs on three kinds of processors.   make lint: style and types.
+# make help lists what there is
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -10,20 +9,23 @@ PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist 
 SSE4   = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 AVX2   = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
-.PHONY: demo test test-portable lint clean
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-demo: $(VENV)/.installed
+.PHONY: help demo test test-portable lint clean
+
+demo: $(VENV)/.installed  ## six pictures from the embedded pipeline: atlas-demo.png
 	$(BIN)/atlas-diffusers generate $(DEMO_PROMPTS) --seed 0 -o atlas-demo.png
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev  ## the whole test suite
 	$(PYTEST)
 
 # OTHERS="-m numeric": on the processors that are not this one, only what compares numbers of networks.
-test-portable: test
+test-portable: test  ## the suite as it runs on three kinds of processors
 	$(SSE4) $(PYTEST) $(OTHERS)
 	$(AVX2) $(PYTEST) $(OTHERS)
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
@@ -39,5 +41,5 @@ $(VENV)/.installed-dev: $(BIN)/python setup.py
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $(VENV)/.installed $@
 
-clean:
+clean:  ## remove the environment and what was built
 	rm -rf $(VENV) build *.egg-info atlas-demo.png

@@ -1,7 +1,7 @@
 """
 What our samplers and Diffusers' can do, found by running them: ``python benchmarks/scheduler_matrix.py``.
 
-Prints the README's table. A cell is ``ours / Diffusers``: ✓ if the option is accepted, samples of a toy network stay finite,
+Prints the table of samplers. A cell is ``ours / Diffusers``: ✓ if the option is accepted, samples of a toy network stay finite,
 and the option makes the difference that its row is about (most often: another result than without it); – if not, or if there is
 no such class for the process. A dot marks options of the other process and algorithms that draw no noise.
 """
