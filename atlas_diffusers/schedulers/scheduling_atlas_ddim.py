@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -79,7 +80,7 @@ class AtlasDDIMScheduler(BaseScheduler):
         variance_noise: torch.Tensor | None = None,
         per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         """
         One step of the formula above.
 
@@ -93,15 +94,17 @@ class AtlasDDIMScheduler(BaseScheduler):
             variance_noise: ``z`` itself.
             per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
                 has its sign changed, as in Diffusers.
-            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
+            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``; a flow has no second one.
         """
         if variance_noise is not None and generator is not None:
             raise ValueError("give generator or variance_noise, not both")
         if self.config.stochastic_sampling and (eta > 0 or variance_noise is not None):
             raise ValueError("stochastic_sampling=True draws all noise of a step anew: give no eta and no variance_noise")
         level, target = self._levels(timestep)
-        alpha, sigma = target
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
+        if eta == 0 and not (self._clips or self.config.stochastic_sampling):
+            prev = self.process.step(self.config.prediction_type, output, x, level, target)
+            return self._output(prev, partial(self.predict_data, output, x, level), sample.dtype, return_dict)
         data = self.predict_data(output, x, level)
         if self.config.stochastic_sampling:
             return self._output(self._renoised(data, target, sample, generator), data, sample.dtype, return_dict)
@@ -110,6 +113,7 @@ class AtlasDDIMScheduler(BaseScheduler):
         else:
             noise = self.predict_noise(output, x, level)
 
+        alpha, sigma = target
         fresh = eta * sigma * math.sqrt(max(0.0, 1 - (sigma * level.alpha / (level.sigma * alpha)) ** 2))
         prev = combine(alpha, data, math.sqrt(max(0.0, sigma**2 - fresh**2)), noise)
         if eta > 0:

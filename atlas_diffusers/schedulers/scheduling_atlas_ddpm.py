@@ -102,7 +102,7 @@ class AtlasDDPMScheduler(BaseScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         """
         One step of the formula above; no noise is added at timestep 0 of betas.
 
@@ -114,7 +114,7 @@ class AtlasDDPMScheduler(BaseScheduler):
             generator: source of ``z``; a list has one generator a sample.
             per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
                 has its sign changed, as in Diffusers.
-            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
+            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``; a flow has no second one.
         """
         run, index = self._advance(timestep)
         grid = run.planned()

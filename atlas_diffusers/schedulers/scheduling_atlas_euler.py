@@ -1,6 +1,7 @@
 """Euler: the probability-flow ODE in coordinates where it is straight for known data, with optional churn."""
 
 import math
+from functools import partial
 
 import torch
 
@@ -14,7 +15,7 @@ class AtlasEulerScheduler(SigmaScheduler):
     r"""
     Euler, from ``σ`` to ``σ'`` in VE coordinates (where it is σ̂) or on a flow:
 
-        x' = x + (σ' − σ) (x − x_0)/σ = x_0 + (σ'/σ)(x − x_0)
+        x' = x + (σ' − σ) (x − x_0)/σ = x_0 + (σ'/σ)(x − x_0)      (= α' x_0 + σ' ε)
 
     after a rise to the level of ``(1 + γ)σ/α`` by fresh noise where ``s_churn`` asks for it. Karras et al. 2022, algorithm 2
     without its correction (arXiv 2206.00364). Order 1; the same points as DDIM where the grids agree.
@@ -38,7 +39,7 @@ class AtlasEulerScheduler(SigmaScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         """
         One step of the formula above.
 
@@ -52,12 +53,16 @@ class AtlasEulerScheduler(SigmaScheduler):
             generator: its source; a list has one generator a sample.
             per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
                 has its sign changed, as in Diffusers.
-            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
+            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``; a flow has no second one.
         """
         level, target = self._levels(timestep)
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
+        churned = s_churn > 0 and s_tmin <= level.sigma <= s_tmax and level.alpha > 0
+        if not (churned or self._clips or self.config.stochastic_sampling):
+            prev = self.process.step(self.config.prediction_type, output, x, level, target)
+            return self._output(prev, partial(self.predict_data, output, x, level), sample.dtype, return_dict)
         risen = level
-        if s_churn > 0 and s_tmin <= level.sigma <= s_tmax and level.alpha > 0:
+        if churned:
             gamma = min(s_churn / len(self._grid.source), math.sqrt(2) - 1)
             risen = self.process.from_sigma_hat(level.sigma_hat * (1 + gamma))
             kept = risen.alpha / level.alpha

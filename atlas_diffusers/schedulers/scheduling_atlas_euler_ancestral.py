@@ -34,7 +34,7 @@ class AtlasEulerAncestralScheduler(SigmaScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         """
         One step of the formula above.
 
@@ -45,7 +45,7 @@ class AtlasEulerAncestralScheduler(SigmaScheduler):
             generator: source of ``z``; a list has one generator a sample.
             per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
                 has its sign changed, as in Diffusers.
-            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
+            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``; a flow has no second one.
         """
         level, target = self._levels(timestep)
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -85,7 +86,7 @@ class AtlasHeunScheduler(SigmaScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         """
         A predictor or a corrector of the formula above, in turn.
 
@@ -96,16 +97,20 @@ class AtlasHeunScheduler(SigmaScheduler):
             generator: taken from pipelines that pass one; the step draws no noise.
             per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
                 has its sign changed, as in Diffusers.
-            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
+            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``; a flow has no second one.
         """
         run, index = self._advance(timestep)
         grid, history = run.planned(), run.history
         sigma, target = grid.source[index].sigma, grid.target[index].sigma
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
-        data = self.predict_data(output, x, grid.source[index])
-        derivative = self._derivative_at(output, x, data, sigma)
+        if self.config.prediction_type == self.process.averaged[0] and not self._clips:
+            derivative, data = output, partial(self.predict_data, output, x, grid.source[index])
+        else:
+            data = self.predict_data(output, x, grid.source[index])
+            derivative = combine(1 / sigma, x, -1 / sigma, data)
         if index % 2 == 0:
-            prev = torch.lerp(data, x, target / sigma)
+            straight = derivative is output
+            prev = torch.add(x, output, alpha=target - sigma) if straight else torch.lerp(data, x, target / sigma)
             history.derivative, history.predicted = derivative, prev
         else:
             # a trajectory that starts at a corrector has nothing to correct
@@ -115,8 +120,3 @@ class AtlasHeunScheduler(SigmaScheduler):
             history.derivative = history.predicted = None
         run.network_input = None
         return self._output(prev, data, sample.dtype, return_dict)
-
-    def _derivative_at(self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, sigma: float) -> torch.Tensor:
-        if self.config.prediction_type == self.process.averaged[0] and not self._clips:
-            return output
-        return combine(1 / sigma, x, -1 / sigma, data)

@@ -1,15 +1,17 @@
 """The few-step solver: Adams-Bashforth in the angle of the noise level, with nodes and weights that can be calibrated."""
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from ..schedules import NoiseLevel, combine
+from ..schedules import NoiseLevel, data_coefficients
 from ..schedules.time_grid import Request, TimeGrid, as_tensor, grid_option
 from .adams_bashforth import adams_bashforth
 from .calibration.tables import Calibration, StepTable
@@ -45,14 +47,29 @@ class _Nodes(TimeGrid):
     begin: int = 0
 
 
+@functools.lru_cache(maxsize=4096)
+def velocity_coefficients(prediction_type: str, level: NoiseLevel, scale: float) -> tuple[float, float]:
+    """``(a, b)`` with ``v = cos θ ε − sin θ x_0/c = a x + b m``."""
+    (of_x, of_output), r = data_coefficients(prediction_type, *level), radius(level, scale)
+    on_x, on_data = scale * level.alpha / (r * level.sigma), -r / (scale * level.sigma)
+    return on_x + on_data * of_x, on_data * of_output
+
+
+class ScaledVelocity(NamedTuple):
+    """A velocity as ``factor · tensor``, which takes one pass over memory to make."""
+
+    tensor: torch.Tensor
+    factor: float
+
+
 @dataclass
 class _History:
     """Velocities of the last calls, oldest first, and the angles where they were."""
 
-    velocities: list[torch.Tensor] = field(default_factory=list)
+    velocities: list[ScaledVelocity] = field(default_factory=list)
     angles: list[float] = field(default_factory=list)
 
-    def remember(self, velocity: torch.Tensor, at: float) -> None:
+    def remember(self, velocity: ScaledVelocity, at: float) -> None:
         if self.angles and self.angles[-1] - at < SMALLEST_STEP:  # a flat part of the noise process
             self.velocities.pop()
             self.angles.pop()
@@ -320,7 +337,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         """
         One step of the formula above.
 
@@ -331,17 +348,16 @@ class AtlasMultistepScheduler(BaseScheduler):
             generator: taken from pipelines that pass one; the step draws no noise.
             per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
                 has its sign changed, as in Diffusers.
-            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
+            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``; a flow has no second one.
         """
         run, index = self._advance(timestep)
         grid, history = run.planned(), run.history
         level, target = grid.source[index], grid.target[index]
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
-        data = self.predict_data(output, x, level)
         first = getattr(grid, "begin", 0)
         table = self._table_in_use if len(history.velocities) == index - first else None
         c = self._scale_of(grid) if table is None else 1.0
-        history.remember(self.velocity(output, x, data, level, c), angle(level, c))
+        history.remember(self.velocity(output, x, level, c), angle(level, c))
 
         if table is None:
             scale, weights = history.adams_bashforth(angle(target, c), self.config.multistep_order)
@@ -350,14 +366,13 @@ class AtlasMultistepScheduler(BaseScheduler):
         r, r_next = radius(level, c), radius(target, c)
         prev = x * ((1 + scale) * r_next / r)
         for weight, velocity in zip(weights, history.velocities[-len(weights) :]):
-            prev = torch.add(prev, velocity, alpha=weight * r_next)
-        return self._output(prev, data, sample.dtype, return_dict)
+            prev.add_(velocity.tensor, alpha=weight * velocity.factor * r_next)
+        return self._output(prev, partial(self.predict_data, output, x, level), sample.dtype, return_dict)
 
-    def velocity(
-        self, output: torch.Tensor, x: torch.Tensor, data: torch.Tensor, level: NoiseLevel, c: float = 1.0
-    ) -> torch.Tensor:
-        """``v`` of a network's output at a level, consistent with its data prediction, which may be clipped."""
-        if c == 1 and self.config.prediction_type == "v_prediction" and not self._clips:
-            return output
-        r = radius(level, c)
-        return combine(c * level.alpha / (r * level.sigma), x, -r / (c * level.sigma), data)
+    def velocity(self, output: torch.Tensor, x: torch.Tensor, level: NoiseLevel, c: float = 1.0) -> ScaledVelocity:
+        """``v`` of a network's output at a level, that of its data prediction where that is clipped."""
+        kind = self.config.prediction_type
+        if self._clips:
+            kind, output = "sample", self.predict_data(output, x, level)
+        on_x, on_output = velocity_coefficients(kind, level, c)
+        return ScaledVelocity(torch.add(output, x, alpha=on_x / on_output), on_output)

@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from ..schedules import NoiseLevel, combine, data_coefficients, noise_coefficients
+from ..schedules import NoiseLevel, data_coefficients, noise_coefficients
 from ..schedules.time_grid import TimeGrid
 from .network_step import network_step
 from .options import SchedulerOptions, Unpack, takes_options
@@ -107,7 +108,7 @@ class AtlasPNDMScheduler(BaseScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         """
         One network call's part of the formula above.
 
@@ -118,7 +119,7 @@ class AtlasPNDMScheduler(BaseScheduler):
             generator: taken from pipelines that pass one; the step draws no noise.
             per_token_timesteps: timesteps of tokens at levels of their own (LTX), ``(batch, tokens)``; ``model_output`` then
                 has its sign changed, as in Diffusers.
-            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``.
+            return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``; a flow has no second one.
         """
         run, index = self._advance(timestep)
         return self._take(run.planned(), index, model_output, sample, return_dict)
@@ -126,7 +127,7 @@ class AtlasPNDMScheduler(BaseScheduler):
     @network_step
     def step_prk(
         self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor, return_dict: bool = True
-    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         """
         The next call of a Runge-Kutta step, which :meth:`step` would take; a timestep of one's own moves the call's target,
         as in Diffusers.
@@ -143,7 +144,7 @@ class AtlasPNDMScheduler(BaseScheduler):
     @network_step
     def step_plms(
         self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor, return_dict: bool = True
-    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         """A call of the multistep part, which :meth:`step` would take; on an even spacing from any training timestep."""
         run, grid, index, t = self._run, self._grid, 0, int(timestep)
         if len(self.ets) < grid.runge_kutta // 4:
@@ -188,16 +189,15 @@ class AtlasPNDMScheduler(BaseScheduler):
 
     def _take(
         self, grid: PNDMCalls, index: int, model_output: torch.Tensor, sample: torch.Tensor, return_dict: bool
-    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
         kind, level = self._averaged, grid.source[index]
         if kind != self.config.prediction_type or self._clips:
             output = self.process.output(kind, self.predict_data(output, x, level), x, level)
         start, source, target, mean = self._combine_calls(grid, index, x, output)
 
-        data = self.process.data(kind, mean, start, source)
-        prev = combine(target.alpha, data, target.sigma, self.process.noise(kind, mean, start, source))
-        result = self._output(prev, data, sample.dtype, return_dict)
+        prev = self.process.step(kind, mean, start, source, target)
+        result = self._output(prev, partial(self.process.data, kind, mean, start, source), sample.dtype, return_dict)
         self._history.predicted = self._to_working_dtype(result[0])
         return result
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from .position import Run, Runs, StepPosition
 from .processes import flow_process, is_flow, settle_flow
 
 ZERO_SNR_FLOOR = 2.0**-24
+WORKING_DTYPES = torch.float32, torch.float64
 
 
 @dataclass
@@ -254,7 +255,7 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
 
     def _to_working_dtype(self, tensor: torch.Tensor) -> torch.Tensor:
         """float64 stays; everything below float32 is computed in float32."""
-        return tensor if tensor.dtype == torch.float64 else tensor.float()
+        return tensor if tensor.dtype in WORKING_DTYPES else tensor.float()
 
     def predict_data(self, output: torch.Tensor, sample: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """The data prediction x_0 of a network's output at a level, clipped or thresholded as configured."""
@@ -266,9 +267,13 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         return self.process.noise(self.config.prediction_type, output, sample, level)
 
     def _output(
-        self, prev: torch.Tensor, data: torch.Tensor, dtype: torch.dtype, return_dict: bool
-    ) -> "AtlasSchedulerOutput | tuple[torch.Tensor, torch.Tensor]":
-        prev, data = prev.to(dtype), data.to(dtype)
+        self, prev: torch.Tensor, data: torch.Tensor | Callable[[], torch.Tensor], dtype: torch.dtype, return_dict: bool
+    ) -> "AtlasSchedulerOutput | tuple[torch.Tensor, ...]":
+        """An output object or a tuple, on a flow as in Diffusers ``(prev_sample,)``, for which ``data`` need not be made."""
+        prev = prev if prev.dtype == dtype else prev.to(dtype)
+        if not return_dict and self.process.shift is not None:
+            return (prev,)
+        data = (data if isinstance(data, torch.Tensor) else data()).to(dtype)
         return AtlasSchedulerOutput(prev, data) if return_dict else (prev, data)
 
     @property

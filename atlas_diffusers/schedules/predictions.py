@@ -8,11 +8,12 @@ What a network may predict about ``x = α x_0 + σ ε``, and how each prediction
 | `v_prediction`    | α ε − σ x_0   | arXiv 2202.00512 |
 | `flow_prediction` | ε − x_0       | arXiv 2210.02747 |
 
-All three conversions are linear, so each function returns the two scalars of the combination, or two tensors where α and σ
-are tensors. ``(α, σ)`` need not be normalised: in VE coordinates α is 1 and σ is σ̂. The α and σ inside ``v_prediction`` are
+All conversions are linear, so each function returns the two scalars of the combination, or two tensors where α and σ are
+tensors. ``(α, σ)`` need not be normalised: in VE coordinates α is 1 and σ is σ̂. The α and σ inside ``v_prediction`` are
 the normalised ones.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -66,6 +67,17 @@ def noise_coefficients(prediction_type: str, alpha: Number, sigma: Number) -> tu
         case "flow_prediction":
             return 1 / (alpha + sigma), alpha / (alpha + sigma)
     raise ValueError(f"prediction_type={prediction_type!r} is unknown; allowed are {PREDICTION_TYPES}")
+
+
+@functools.lru_cache(maxsize=4096)
+def step_coefficients(
+    prediction_type: str, level: tuple[float, float], target: tuple[float, float]
+) -> tuple[float, float]:
+    """``(a, b)`` with ``α' x_0 + σ' ε = a·x + b·m``: the step of first order from level ``(α, σ)`` to ``(α', σ')``."""
+    alpha, sigma = target
+    data_a, data_b = data_coefficients(prediction_type, *level)
+    noise_a, noise_b = noise_coefficients(prediction_type, *level)
+    return alpha * data_a + sigma * noise_a, alpha * data_b + sigma * noise_b
 
 
 def output_coefficients(prediction_type: str, alpha: Number, sigma: Number) -> tuple[Number, Number]:

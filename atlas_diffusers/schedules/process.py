@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .levels import CLEAN, NoiseLevel
-from .predictions import combine, data_coefficients, noise_coefficients, output_coefficients
+from .predictions import combine, data_coefficients, noise_coefficients, output_coefficients, step_coefficients
 from .time_grid import Request, TimeGrid
 
 
@@ -150,6 +150,14 @@ class NoiseProcess(ABC):
         """The noise prediction ε of a network's output at a sample."""
         a, b = noise_coefficients(prediction_type, *level)
         return combine(a, x, b, output)
+
+    def step(
+        self, prediction_type: str, output: torch.Tensor, x: torch.Tensor, level: NoiseLevel, target: NoiseLevel
+    ) -> torch.Tensor:
+        """``α' x_0 + σ' ε`` at a target level, without making x_0 and ε: on a flow one pass over memory."""
+        a, b = step_coefficients(prediction_type, level, target)
+        moved = combine(a, x, b, output)
+        return moved.clone() if moved is output or moved is x else moved
 
     def output(self, prediction_type: str, data: torch.Tensor, x: torch.Tensor, level: NoiseLevel) -> torch.Tensor:
         """What a network of a prediction type says whose data prediction at a sample is ``data``."""

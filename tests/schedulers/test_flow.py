@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import seeded
 from oracles import PREDICTION_TYPES, prediction
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from atlas_diffusers import (
     AtlasDDIMScheduler,
@@ -207,6 +208,40 @@ def test_tokens_at_levels_of_their_own(cls):
             theirs = stock.step(-velocity, t, x, per_token_timesteps=tokens, return_dict=False)[0]
             torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-5)
         x = expected
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that touch memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "cls, passes", [(AtlasEulerScheduler, 1), (AtlasDDIMScheduler, 1), (AtlasHeunScheduler, 2), (AtlasMultistepScheduler, 5)]
+)
+def test_a_step_passes_over_memory_few_times_and_returns_what_diffusers_does(cls, passes):
+    """Data prediction and velocity are made only where they are returned or remembered."""
+    scheduler, x = cls(shift=3.0), noise()
+    scheduler.set_timesteps(STEPS)
+    for i, t in enumerate(scheduler.timesteps):
+        output, before = noise(i + 1), x.clone()
+        with Operations() as operations:
+            (following,) = scheduler.step(output, t, x, return_dict=False)
+        assert len(operations.names) <= passes, operations.names
+        assert following is not x and following is not output and torch.equal(x, before)
+        assert torch.equal(output, noise(i + 1))
+        x = following
+    assert len(operations.names) > 0
+    data = cls(shift=3.0)
+    data.set_timesteps(STEPS)
+    result = data.step(noise(1), data.timesteps[0], noise())
+    torch.testing.assert_close(result.pred_original_sample, noise() - noise(1))
 
 
 # ------------------------------------------------------------------ configurations

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from oracles import prediction
 
 from atlas_diffusers.schedules import PREDICTION_TYPES, data_coefficients, noise_coefficients, output_coefficients
+from atlas_diffusers.schedules.predictions import step_coefficients
 
 VALUES = st.floats(-5, 5)
 
@@ -19,6 +20,15 @@ def test_round_trip(prediction_type, alpha, data, noise):
     assert a * x + b * output == pytest.approx(data, abs=1e-10)
     a, b = noise_coefficients(prediction_type, alpha, sigma)
     assert a * x + b * output == pytest.approx(noise, abs=1e-10)
+    a, b = step_coefficients(prediction_type, (alpha, sigma), (0.9, 0.3))
+    assert a * x + b * output == pytest.approx(0.9 * data + 0.3 * noise, abs=1e-10)
+
+
+@given(st.floats(1e-6, 1), st.floats(0, 1))
+def test_on_a_flow_the_sample_is_not_scaled(s, target):
+    """So that a step is one pass over memory."""
+    a, b = step_coefficients("flow_prediction", (1 - s, s), (1 - target, target))
+    assert a == 1 and b == pytest.approx(target - s, abs=1e-15)
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "flow_prediction"])

@@ -62,8 +62,8 @@ class Model(ABC):
         """v, (batch, d), of predictions and samples of the model's shape."""
         self.calls += len(sample)
         output = output.to(sample.dtype) * self.scheduler.process.output_sign
-        data = self.scheduler.predict_data(output, sample, level)
-        return self.scheduler.velocity(output, sample, data, level).flatten(1)
+        tensor, factor = self.scheduler.velocity(output, sample, level)
+        return (tensor * factor).flatten(1)
 
 
 def start_noise(seeds: Sequence[int], shape: Sequence[int], device: Any, dtype: torch.dtype) -> torch.Tensor:
