@@ -74,10 +74,9 @@ def step_coefficients(
     prediction_type: str, level: tuple[float, float], target: tuple[float, float]
 ) -> tuple[float, float]:
     """``(a, b)`` with ``α' x_0 + σ' ε = a·x + b·m``: the step of first order from level ``(α, σ)`` to ``(α', σ')``."""
-    alpha, sigma = target
-    data_a, data_b = data_coefficients(prediction_type, *level)
-    noise_a, noise_b = noise_coefficients(prediction_type, *level)
-    return alpha * data_a + sigma * noise_a, alpha * data_b + sigma * noise_b
+    data, noise = data_coefficients(prediction_type, *level), noise_coefficients(prediction_type, *level)
+    a, b = (float(target[0] * of_data + target[1] * of_noise) for of_data, of_noise in zip(data, noise))
+    return a, b
 
 
 def output_coefficients(prediction_type: str, alpha: Number, sigma: Number) -> tuple[Number, Number]:
