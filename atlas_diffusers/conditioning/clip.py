@@ -2,10 +2,11 @@
 
 import threading
 from collections import Counter
+from typing import cast
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 # a fast tokenizer keeps how it pads and cuts as state, which threads that share it would change under each other
 _TOKENIZING = threading.Lock()
@@ -34,7 +35,8 @@ def build_tokenizer(captions: list[str], vocab_size: int = 2048, max_length: int
 
 def _tokenizer(symbols: list[str], merges: list[tuple[str, str]], max_length: int) -> CLIPTokenizer:
     vocab = {token: index for index, token in enumerate([*dict.fromkeys(symbols), BOS, EOS])}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)
+    # transformers says texts, and hands them to the library `tokenizers`, which takes pairs
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=max_length)  # pyright: ignore[reportArgumentType]
 
 
 def _words(symbols: list[str]) -> list[tuple[str, ...]]:
@@ -43,11 +45,11 @@ def _words(symbols: list[str]) -> list[tuple[str, ...]]:
     return [tuple(symbols[start:end]) for start, end in zip([0, *ends], ends)]
 
 
-def _learn_merges(words: Counter, limit: int) -> list[tuple[str, str]]:
+def _learn_merges(words: Counter[tuple[str, ...]], limit: int) -> list[tuple[str, str]]:
     """The ``limit`` most frequent pairs, each counted after the merges before it."""
     merges: list[tuple[str, str]] = []
     while len(merges) < limit:
-        pairs: Counter = Counter()
+        pairs: Counter[tuple[str, str]] = Counter()
         for word, count in words.items():
             for pair in zip(word, word[1:]):
                 pairs[pair] += count
@@ -72,6 +74,7 @@ def build_text_encoder(
     tokenizer: CLIPTokenizer, hidden_size: int = 128, num_layers: int = 2, num_heads: int = 4
 ) -> CLIPTextModel:
     """A freshly initialised ``CLIPTextModel`` that fits ``tokenizer``; its states are ``(batch, tokens, hidden_size)``."""
+    begin, end, padding = mark_ids(tokenizer)
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -81,14 +84,19 @@ def build_text_encoder(
             num_attention_heads=num_heads,
             max_position_embeddings=tokenizer.model_max_length,
             projection_dim=hidden_size,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=begin,
+            eos_token_id=end,
+            pad_token_id=padding,
         )
     )
 
 
-def tokenize(tokenizer: CLIPTokenizer, texts: list[str], length: int | None = None) -> torch.Tensor:
+def mark_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
+    """Token ids of the marks of begin and end, and of padding."""
+    return cast(tuple[int, int, int], (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id))
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int | None = None) -> torch.Tensor:
     """Token ids padded to ``length``, by default the tokenizer's own, ``(len(texts), length)``."""
     length = length or tokenizer.model_max_length
     with _TOKENIZING:
@@ -96,7 +104,7 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str], length: int | None = No
     return batch.input_ids
 
 
-def token_lists(tokenizer: CLIPTokenizer, texts: list[str], marks: bool = True) -> list[list[int]]:
+def token_lists(tokenizer: PreTrainedTokenizerBase, texts: list[str], marks: bool = True) -> list[list[int]]:
     """Token ids of each text, neither cut nor padded, with or without the marks of begin and end."""
     with _TOKENIZING:
         return tokenizer(texts, add_special_tokens=marks).input_ids

@@ -1,14 +1,16 @@
 """Text conditioning by CLIP towers of transformers or open_clip, with a cache."""
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.utils import logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import ConditioningConfig
-from .clip import token_lists, tokenize
+from .clip import mark_ids, token_lists, tokenize
 
 logger = logging.get_logger(__name__)
 
@@ -40,20 +42,23 @@ class CLIPConditioningInterface:
     """
 
     def __init__(
-        self, config: ConditioningConfig | None = None, text_encoder: Any = None, tokenizer: Any = None,
+        self,
+        config: ConditioningConfig | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
         device: str | torch.device = "cpu",
     ):
         if (text_encoder is None) != (tokenizer is None):
             raise ValueError("give a text_encoder and its tokenizer, or neither")
         self.config, self.device = config or ConditioningConfig(), torch.device(device)
-        self._tower = None
+        self._tower: _Tower | None = None
         if self.config.use_clip:
-            parts = _load(self.config) if text_encoder is None else (text_encoder, tokenizer)
-            kind = _TransformersTower if hasattr(parts[0], "config") else _OpenClipTower
-            self._tower = kind(parts[0].eval().to(self.device), parts[1], self.config.max_length)
+            model, tokenizer = _load(self.config) if text_encoder is None else (text_encoder, tokenizer)
+            kind = _TransformersTower if hasattr(model, "config") else _OpenClipTower
+            self._tower = kind(model.eval().to(self.device), tokenizer, self.config.max_length)
         self._cache: OrderedDict[str, TextEncoding] = OrderedDict()
         if config is not None and self._tower is not None:
-            width = self._encode("").hidden_states.shape[-1]
+            width = self._encode(self._tower, "").hidden_states.shape[-1]
             if width != config.context_dim:
                 raise ValueError(f"context_dim={config.context_dim}, but the text encoder has states of width {width}")
 
@@ -69,7 +74,7 @@ class CLIPConditioningInterface:
             raise ValueError(f"expected a text or a non-empty list of texts, got {prompts!r}")
         if self._tower is None:
             raise ValueError("this interface encodes no text: its configuration has use_clip=False")
-        encodings = [self._cached(prompt) for prompt in prompts]
+        encodings = [self._cached(self._tower, prompt) for prompt in prompts]
         return TextEncoding(*(torch.stack([part.to(self.device) for part in parts]) for parts in zip(*encodings)))
 
     def build_conditioning_payload(
@@ -103,11 +108,11 @@ class CLIPConditioningInterface:
         """Forget encoded prompts."""
         self._cache.clear()
 
-    def _cached(self, prompt: str) -> TextEncoding:
+    def _cached(self, tower: "_Tower", prompt: str) -> TextEncoding:
         if prompt in self._cache:
             self._cache.move_to_end(prompt)
             return self._cache[prompt]
-        encoding = self._encode(prompt)
+        encoding = self._encode(tower, prompt)
         if self.config.cache_size:
             self._cache[prompt] = TextEncoding(*(part.cpu() for part in encoding))
             if len(self._cache) > self.config.cache_size:
@@ -115,18 +120,17 @@ class CLIPConditioningInterface:
         return encoding
 
     @torch.no_grad()
-    def _encode(self, prompt: str) -> TextEncoding:
+    def _encode(self, tower: "_Tower", prompt: str) -> TextEncoding:
         """Of one prompt, without the batch dimension: all chunks' states, and what the first pools to."""
-        tower, count = self._tower, self.config.max_chunks
-        ids = tower.chunks(prompt, count).to(self.device)
+        ids = tower.chunks(prompt, self.config.max_chunks).to(self.device)
         states, pooled = tower.encode(ids)
         ends = (ids == tower.end).int().argmax(1)
         mask = torch.arange(ids.shape[1], device=self.device) <= ends[:, None]
         return TextEncoding(states.flatten(0, 1).float(), pooled[0].float(), mask.flatten())
 
 
-def _load(config: ConditioningConfig):
-    """A tower and its tokenizer."""
+def _load(config: ConditioningConfig) -> tuple[Any, Any]:
+    """A tower and its tokenizer, of transformers or of open_clip."""
     if "/" in config.clip_model or Path(config.clip_model).is_dir():
         from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -143,8 +147,25 @@ def _load(config: ConditioningConfig):
     return model, open_clip.get_tokenizer(config.clip_model)
 
 
-class _Tower:
+class _Tower(ABC):
     """A text encoder with its tokenizer; ``start`` and ``end`` mark a chunk of ``length`` tokens, ``pad`` fills it."""
+
+    start: int
+    end: int
+    pad: int
+    length: int
+
+    @abstractmethod
+    def tokens(self, prompt: str) -> list[int]:
+        """All tokens of a prompt, without marks."""
+
+    @abstractmethod
+    def whole(self, prompt: str) -> torch.Tensor:
+        """Token ids of a prompt that is cut to one chunk, (1, length)."""
+
+    @abstractmethod
+    def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (chunks, length, width) and what they pool to (chunks, projection)."""
 
     def chunks(self, prompt: str, count: int) -> torch.Tensor:
         """Token ids, (count, length)."""
@@ -159,11 +180,11 @@ class _Tower:
 
 
 class _TransformersTower(_Tower):
-    def __init__(self, encoder: Any, tokenizer: Any, length: int | None):
+    def __init__(self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int | None):
         self.encoder, self.tokenizer, self.length = encoder, tokenizer, length or tokenizer.model_max_length
-        self.start, self.end, self.pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        if self.length > encoder.config.max_position_embeddings:
-            places = encoder.config.max_position_embeddings
+        self.start, self.end, self.pad = mark_ids(tokenizer)
+        places = encoder.config.max_position_embeddings
+        if self.length > places:
             raise ValueError(f"max_length={self.length}, but the text encoder has {places} places")
 
     def tokens(self, prompt: str) -> list[int]:
@@ -183,10 +204,11 @@ class _OpenClipTower(_Tower):
     def __init__(self, model: Any, tokenizer: Any, length: int | None):
         self.model, self.tokenizer = model, tokenizer
         self.length = length or tokenizer.context_length
-        self.start, self.end = (getattr(tokenizer, name, None) for name in ("sot_token_id", "eot_token_id"))
+        start, end = (getattr(tokenizer, name, None) for name in ("sot_token_id", "eot_token_id"))
         self.text = getattr(model, "text", model)
-        if not hasattr(self.text, "ln_final") or self.end is None:
+        if not hasattr(self.text, "ln_final") or start is None or end is None:
             raise ValueError(f"{type(self.text).__name__} is no text tower with end-of-text pooling; use transformers for it")
+        self.start, self.end = start, end
 
     def tokens(self, prompt: str) -> list[int]:
         return self.tokenizer.encode(prompt)

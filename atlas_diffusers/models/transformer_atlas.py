@@ -1,22 +1,17 @@
 """A diffusion transformer over patches, made of Diffusers' blocks."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import Attention, AttentionMixin, FeedForward
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention import Attention, FeedForward
 from diffusers.models.attention_processor import HunyuanAttnProcessor2_0
-from diffusers.models.embeddings import TextTimeEmbedding, TimestepEmbedding, Timesteps
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.normalization import AdaLayerNormContinuous
 from diffusers.models.transformers.transformer_flux import FluxPosEmbed, FluxTransformerBlock
 from diffusers.utils import apply_lora_scale
 from torch import nn
 
-from .conditions import check_sample, check_text_states, embed_conditions
+from .network import AtlasNetwork
 
 TEXT_ATTENTION = ("cross", "joint")
 TIME_FEATURES = 256
@@ -32,7 +27,8 @@ class AtlasTransformerBlock(nn.Module):
         super().__init__()
         heads = {"heads": num_heads, "dim_head": width // num_heads, "qk_norm": "rms_norm", "bias": True, "dropout": dropout}
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn1 = Attention(width, processor=HunyuanAttnProcessor2_0(), **heads)
+        rotary = HunyuanAttnProcessor2_0()
+        self.attn1 = Attention(width, processor=rotary, **heads)  # pyright: ignore[reportArgumentType]: it takes any processor
         self.attn2 = None if cross_attention_dim is None else Attention(width, cross_attention_dim, **heads)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.ff = FeedForward(width, dropout=dropout, activation_fn="gelu-approximate")
@@ -57,9 +53,10 @@ class AtlasTransformerBlock(nn.Module):
         return hidden_states + gate2 * self.ff(normed)
 
 
-class AtlasTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
+class AtlasTransformer2DModel(AtlasNetwork):
     r"""
-    Transformer that predicts noise, velocity or data from a noisy sample ``x_t`` and its timestep ``t``.
+    Transformer that predicts noise, velocity or data; the options that are not named here are those of every
+    :class:`AtlasNetwork`.
 
     Patches are tokens with rotary positions in two directions, so a sample may have any size. The timestep scales, shifts and
     gates every block (adaLN-zero: a new network's blocks are the identity, and its prediction is zero). Peebles & Xie 2022
@@ -67,28 +64,19 @@ class AtlasTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
     `joint` (Esser et al. 2024, arXiv 2403.03206). Called like :class:`AtlasUNet2DModel`.
 
     Args:
-        sample_size: height and width of a sample; any multiple of ``patch_size`` may be passed to ``forward``.
-        in_channels, out_channels: channels of the sample and of the prediction.
         width: of the hidden states.
         num_layers: blocks.
         num_heads: attention heads; ``width / num_heads`` must be a multiple of 4.
         patch_size: side of a patch.
-        cross_attention_dim: width of ``encoder_hidden_states``; ``None`` for a network without text.
         text_attention: `cross`: every block attends to the text; `joint`: patches and words attend to each other.
-        addition_embed_type: ``"text"`` adds an attention-pooled summary of the text to the timestep's embedding.
-        num_class_embeds: number of class labels; label ``num_class_embeds`` may serve as "no class".
         dropout: dropout probability, with `cross`.
-        num_resolutions: resolutions that it was trained at, each half the one before.
 
     Raises:
         ValueError: for widths, heads or text options that do not fit each other.
     """
 
-    config: Any  # of the constructor's arguments, by Diffusers
-    _supports_gradient_checkpointing = True
     _no_split_modules = ["AtlasTransformerBlock", "FluxTransformerBlock"]
     _repeated_blocks = ["AtlasTransformerBlock", "FluxTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "class_embedding"]
 
     @register_to_config
     def __init__(
@@ -111,13 +99,10 @@ class AtlasTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         self._check_config()
         joint = text_attention == "joint"
         head = width // num_heads
-        self.time_proj = Timesteps(TIME_FEATURES, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(TIME_FEATURES, width)
-        self.class_embedding = nn.Embedding(num_class_embeds + 1, width) if num_class_embeds is not None else None
-        self.add_embedding = TextTimeEmbedding(cross_attention_dim, width, num_heads) if addition_embed_type else None
+        self._build_conditions(TIME_FEATURES, width)
         self.pos_embed = FluxPosEmbed(ROTARY_BASE, [head // 2, head // 2])
         self.proj_in = nn.Linear(in_channels * patch_size**2, width)
-        self.context_embedder = nn.Linear(cross_attention_dim, width) if joint else None
+        self.context_embedder = nn.Linear(self.config.cross_attention_dim, width) if joint else None
         self.modulation = None if joint else nn.Linear(width, 6 * width)
         self.transformer_blocks = nn.ModuleList(
             FluxTransformerBlock(width, num_heads, head)
@@ -128,50 +113,42 @@ class AtlasTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         self.norm_out = AdaLayerNormContinuous(width, width, elementwise_affine=False, eps=1e-6)
         self.proj_out = nn.Linear(width, out_channels * patch_size**2)
         self._start_at_zero()
-        self.gradient_checkpointing = False
 
     def _check_config(self) -> None:
+        super()._check_config()
         c = self.config
         if c.width % (4 * c.num_heads):
             raise ValueError(f"width={c.width} must be a multiple of 4 * num_heads={4 * c.num_heads}")
         if c.text_attention not in TEXT_ATTENTION:
             raise ValueError(f"text_attention={c.text_attention!r}; allowed are {TEXT_ATTENTION}")
-        if c.addition_embed_type not in (None, "text"):
-            raise ValueError(f"addition_embed_type={c.addition_embed_type!r}; allowed are None and 'text'")
         if c.cross_attention_dim is None and (c.text_attention == "joint" or c.addition_embed_type):
             raise ValueError("text_attention='joint' and addition_embed_type='text' need cross_attention_dim, got None")
         if c.text_attention == "joint" and c.dropout:
             raise ValueError(f"dropout={c.dropout} has no effect with text_attention='joint'")
 
     def _start_at_zero(self) -> None:
-        gates = [self.proj_out, self.norm_out.linear]
+        gates: list[nn.Module] = [self.proj_out, self.norm_out.linear]
         gates += [] if self.modulation is None else [self.modulation]
         for block in self.transformer_blocks:
             if isinstance(block, FluxTransformerBlock):
                 gates += [block.norm1.linear, block.norm1_context.linear]
-            elif block.attn2 is not None:
-                gates.append(block.attn2.to_out[0])
+            elif isinstance(block, AtlasTransformerBlock) and block.attn2 is not None:
+                gates.append(block.attn2.get_submodule("to_out.0"))
         for layer in gates:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def size_multiple(self) -> int:
-        """Height and width of a sample must be multiples of this."""
         return self.config.patch_size
 
-    def check_inputs(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor | None) -> None:
-        """Raise ``ValueError`` if the sample's shape or the text states do not fit this network."""
-        c = self.config
-        check_sample(sample, c.in_channels, self.size_multiple)
-        if c.cross_attention_dim is not None:
-            check_text_states(encoder_hidden_states, c.cross_attention_dim)
+    @property
+    def reads_text(self) -> bool:
+        return self.config.cross_attention_dim is not None
 
     def positions(self, height: int, width: int, words: int, device: torch.device) -> Rotary:
         """Rotations of ``words`` words, which have none, and of height x width patches: ``(tokens, head)`` each."""
-        rows, columns = torch.meshgrid(
-            torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
-        )
+        rows, columns = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
         patches = torch.stack([rows.flatten(), columns.flatten()], dim=1)
         return self.pos_embed(torch.cat([patches.new_zeros(words, 2), patches]))
 
@@ -206,11 +183,15 @@ class AtlasTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         self.check_inputs(sample, encoder_hidden_states)
         p = self.config.patch_size
         height, width = sample.shape[2] // p, sample.shape[3] // p
-        emb = embed_conditions(self, sample, timestep, encoder_hidden_states, class_labels)
+        emb = self.embed(sample, timestep, encoder_hidden_states, class_labels)
         hidden = self.proj_in(F.pixel_unshuffle(sample, p).flatten(2).transpose(1, 2))
-        if self.context_embedder is None:
-            hidden = self._cross_blocks(hidden, encoder_hidden_states, emb, self.positions(height, width, 0, sample.device))
-        else:
+        if self.modulation is not None:
+            modulation = self.modulation(F.silu(emb)).unflatten(1, (6, -1))
+            rotary = self.positions(height, width, 0, sample.device)
+            context = encoder_hidden_states if self.reads_text else None
+            for block in self.transformer_blocks:
+                hidden = self._run(block, hidden, context, modulation, rotary)
+        if self.context_embedder is not None:
             words = self.context_embedder(encoder_hidden_states)
             rotary = self.positions(height, width, words.shape[1], sample.device)
             for block in self.transformer_blocks:
@@ -218,16 +199,3 @@ class AtlasTransformer2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapt
         hidden = self.proj_out(self.norm_out(hidden, emb))
         output = F.pixel_shuffle(hidden.transpose(1, 2).unflatten(2, (height, width)), p)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
-
-    def _cross_blocks(
-        self, hidden: torch.Tensor, context: torch.Tensor | None, emb: torch.Tensor, rotary: Rotary
-    ) -> torch.Tensor:
-        modulation = self.modulation(F.silu(emb)).unflatten(1, (6, -1))
-        for block in self.transformer_blocks:
-            hidden = self._run(block, hidden, context if block.attn2 is not None else None, modulation, rotary)
-        return hidden
-
-    def _run(self, block: nn.Module, *args: Any):
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, *args)
-        return block(*args)

@@ -1,22 +1,15 @@
 """The score network: a conditional 2-D UNet made of Diffusers' blocks."""
 
-import inspect
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin
-from diffusers.models.embeddings import TextTimeEmbedding, TimestepEmbedding, Timesteps
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils import apply_lora_scale
 from torch import nn
 
-from .conditions import check_sample, check_text_states, embed_conditions
+from .network import AtlasNetwork
 
 
 class AtlasUNetBlock(nn.Module):
@@ -39,44 +32,32 @@ class AtlasUNetBlock(nn.Module):
         return hidden_states
 
 
-class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
+class AtlasUNet2DModel(AtlasNetwork):
     r"""
-    UNet that predicts noise, velocity or data from a noisy sample ``x_t`` and its timestep ``t``.
+    UNet that predicts noise, velocity or data; the options that are not named here are those of every :class:`AtlasNetwork`.
 
     Called like :class:`diffusers.UNet2DConditionModel`, so Diffusers' pipelines accept it. Attention runs through
     ``scaled_dot_product_attention``; no token-by-token matrix is stored. Structure: Ho et al. 2020 (arXiv 2006.11239)
     and Dhariwal & Nichol 2021 (arXiv 2105.05233).
 
     Args:
-        sample_size: height and width of the sample, in pixels (or latent pixels); any multiple of
-            ``size_multiple`` may be passed to ``forward``.
-        in_channels, out_channels: channels of the sample and of the prediction.
         base_channels: width of the first level; level ``i`` has ``base_channels * channel_mult[i]`` channels.
         channel_mult: one factor a level; each level after the first halves the resolution.
         num_res_blocks: residual blocks a level on the way down (one more on the way up).
         attention_levels: indices of the levels with self-attention.
         cross_attention_levels: indices of the levels that attend to ``encoder_hidden_states``.
         num_heads: attention heads; must divide the width of every attention level.
-        cross_attention_dim: width of ``encoder_hidden_states``; ``None`` for a network without text.
-        addition_embed_type: ``"text"`` adds an attention-pooled summary of ``encoder_hidden_states`` to the timestep
-            embedding, as Diffusers' UNet does under this name.
-        num_class_embeds: number of class labels; ``None`` for a network without classes. Guidance may use the extra
-            label ``num_class_embeds`` as "no class".
         patch_size: space-to-depth factor: pixels of a ``patch_size`` square become channels.
         dropout: dropout probability in the residual blocks and transformers.
         norm_num_groups: groups of every group norm; must divide every level's width.
         time_cond_proj_dim: width of ``timestep_cond`` (guidance embedding of distilled models), or ``None``.
-        num_resolutions: resolutions that it was trained at, each half the one before.
 
     Raises:
         ValueError: for widths, levels or heads that do not fit each other.
     """
 
-    config: Any  # of the constructor's arguments, by Diffusers
-    _supports_gradient_checkpointing = True
     _no_split_modules = ["AtlasUNetBlock", "BasicTransformerBlock", "ResnetBlock2D"]
     _repeated_blocks = ["BasicTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "class_embedding"]
 
     @register_to_config
     def __init__(
@@ -103,25 +84,15 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         self._check_config()
         widths = [base_channels * m for m in channel_mult]
         time_dim = 4 * base_channels
-
-        self.time_proj = Timesteps(base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(base_channels, time_dim, cond_proj_dim=time_cond_proj_dim)
-        self.class_embedding = nn.Embedding(num_class_embeds + 1, time_dim) if num_class_embeds is not None else None
-        self.add_embedding = (
-            TextTimeEmbedding(cross_attention_dim, time_dim, num_heads) if addition_embed_type == "text" else None
-        )
+        self._build_conditions(base_channels, time_dim, time_cond_proj_dim)
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, widths[0], 3, padding=1)
         self._build_levels(widths, time_dim)
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], out_channels * patch_size**2, 3, padding=1)
-        self.gradient_checkpointing = False
 
     def _check_config(self) -> None:
+        super()._check_config()
         c = self.config
-        counts = [name for name, parameter in inspect.signature(type(self)).parameters.items()
-                  if parameter.annotation in (int, int | None)]  # fmt: skip
-        if bad := {name: c[name] for name in counts if c[name] is not None and c[name] < 1}:
-            raise ValueError(f"{', '.join(f'{name}={value}' for name, value in bad.items())}; expected at least 1")
         levels = range(len(c.channel_mult))
         widths = [c.base_channels * m for m in c.channel_mult]
         for name in ("attention_levels", "cross_attention_levels"):
@@ -132,8 +103,6 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         attending = sorted({*c.attention_levels, *c.cross_attention_levels, levels[-1]})
         if bad := [widths[i] for i in attending if widths[i] % c.num_heads]:
             raise ValueError(f"attention widths {bad} are not divisible by num_heads={c.num_heads}")
-        if c.addition_embed_type not in (None, "text"):
-            raise ValueError(f"addition_embed_type={c.addition_embed_type!r}; allowed are None and 'text'")
         if (c.cross_attention_levels or c.addition_embed_type) and c.cross_attention_dim is None:
             raise ValueError("cross_attention_levels and addition_embed_type='text' need cross_attention_dim, got None")
 
@@ -157,9 +126,7 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
                 "cross_attention_dim": c.cross_attention_dim if cross_attention else None,
                 "only_cross_attention": cross_attention and not self_attention,
             }
-            return AtlasUNetBlock(
-                channels, widths[level], resnet, transformer if self_attention or cross_attention else None
-            )
+            return AtlasUNetBlock(channels, widths[level], resnet, transformer if self_attention or cross_attention else None)
 
         last = len(widths) - 1
         channels, skips = widths[0], [widths[0]]
@@ -179,28 +146,13 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
             self.up_blocks.append(blocks)
             self.upsamplers.append(Upsample2D(channels, use_conv=True) if level > 0 else nn.Identity())
 
-    def embed(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor | float,
-        encoder_hidden_states: torch.Tensor | None,
-        class_labels: torch.Tensor | None,
-        timestep_cond: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Conditioning vector of the residual blocks, ``(batch, 4 * base_channels)``; ``t`` counts in ``[0, T)``."""
-        return embed_conditions(self, sample, timestep, encoder_hidden_states, class_labels, timestep_cond)
-
     @property
     def size_multiple(self) -> int:
-        """Height and width of a sample must be multiples of this."""
         return self.config.patch_size * 2 ** (len(self.config.channel_mult) - 1)
 
-    def check_inputs(self, sample: torch.Tensor, encoder_hidden_states: torch.Tensor | None) -> None:
-        """Raise ``ValueError`` if the sample's shape or the text states do not fit this network."""
-        c = self.config
-        check_sample(sample, c.in_channels, self.size_multiple)
-        if c.cross_attention_levels or c.addition_embed_type:
-            check_text_states(encoder_hidden_states, c.cross_attention_dim)
+    @property
+    def reads_text(self) -> bool:
+        return bool(self.config.cross_attention_levels or self.config.addition_embed_type)
 
     @apply_lora_scale("cross_attention_kwargs")
     @apply_lora_scale("attention_kwargs")
@@ -238,26 +190,21 @@ class AtlasUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin
         if added_cond_kwargs:
             raise ValueError(f"added_cond_kwargs are not used by this network, got {sorted(added_cond_kwargs)}")
         emb = self.embed(sample, timestep, encoder_hidden_states, class_labels, timestep_cond)
-        run = self._checkpointed if torch.is_grad_enabled() and self.gradient_checkpointing else AtlasUNetBlock.__call__
-
         hidden = self.conv_in(F.pixel_unshuffle(sample, self.config.patch_size))
         skips = [hidden]
         for level, (blocks, downsample) in enumerate(zip(self.down_blocks, self.downsamplers, strict=True)):
-            for block in blocks:
-                hidden = run(block, hidden, emb, encoder_hidden_states)
+            for block in blocks.children():
+                hidden = self._run(block, hidden, emb, encoder_hidden_states)
                 skips.append(hidden)
             if level < len(self.down_blocks) - 1:
                 hidden = downsample(hidden)
                 skips.append(hidden)
         for block in self.mid_blocks:
-            hidden = run(block, hidden, emb, encoder_hidden_states)
+            hidden = self._run(block, hidden, emb, encoder_hidden_states)
         for blocks, upsample in zip(self.up_blocks, self.upsamplers, strict=True):
-            for block in blocks:
-                hidden = run(block, torch.cat([hidden, skips.pop()], dim=1), emb, encoder_hidden_states)
+            for block in blocks.children():
+                hidden = self._run(block, torch.cat([hidden, skips.pop()], dim=1), emb, encoder_hidden_states)
             hidden = upsample(hidden)
         hidden = self.conv_out(F.silu(self.conv_norm_out(hidden)))
         output = F.pixel_shuffle(hidden, self.config.patch_size)
         return UNet2DConditionOutput(sample=output) if return_dict else (output,)
-
-    def _checkpointed(self, block: nn.Module, *args: Any) -> torch.Tensor:
-        return self._gradient_checkpointing_func(block, *args)

@@ -3,13 +3,14 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import torch
 
 DEFAULT_MAX_BYTES = 2**31
 HELD_MATRICES = 12  # of the plan's size, that the gradients of an output hold
-Reduction = Callable[[torch.Tensor, slice], Any]
+Result = TypeVar("Result")
+Reduction = Callable[[torch.Tensor, slice], Result]
 
 
 class Cost(ABC):
@@ -29,7 +30,7 @@ class Cost(ABC):
         return HELD_MATRICES * math.prod(self.shape) * self.epsilon.itemsize <= self.max_bytes
 
     @abstractmethod
-    def each(self, function: Reduction, phi: torch.Tensor, psi: torch.Tensor) -> list:
+    def each(self, function: Reduction[Result], phi: torch.Tensor, psi: torch.Tensor) -> list[Result]:
         """
         ``function(exponents, rows)`` of every block of rows.
 

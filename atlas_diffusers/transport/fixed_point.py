@@ -187,7 +187,7 @@ class FixedPoint:
     def solve(self, phi: torch.Tensor, psi: torch.Tensor) -> Solution:
         """Start from row potentials ``phi`` (batch, n); ``psi`` (batch, m) are those that the kernel refers to."""
         self._state = State(phi, psi, phi.new_full((len(phi),), NO_ERROR_YET), phi, torch.zeros_like(phi))
-        self._members, solution = None, None
+        self._members, solution = torch.arange(len(phi), device=phi.device), None
         for iteration in range(1, self.max_iterations + 1):
             evaluation, reading = self.step(self._state.phi), None
             if self.check_every and iteration % self.check_every == 0:
@@ -200,7 +200,6 @@ class FixedPoint:
                 if any(converged):
                     if solution is None:
                         solution = Solution(phi.clone(), psi.clone(), self._state.best_error.clone())
-                        self._members = torch.arange(len(phi), device=phi.device)
                     evaluation, reading = self._drop(converged, evaluation, reading, solution)
             self._advance(evaluation, reading)
         state = self._state

@@ -1,7 +1,7 @@
 """Between what mass is transported: two clouds of points, or the rows and columns of a matrix of costs."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -12,7 +12,7 @@ from .split_costs import MatrixCost, PointCost, SplitCost
 Weights = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
-class Geometry(Protocol):
+class Geometry(ABC):
     """Checked input, with leading dimensions ``shape`` flattened, from which costs of any precision are made."""
 
     shape: torch.Size
@@ -23,21 +23,21 @@ class Geometry(Protocol):
     finite: str
     """What must be finite."""
 
+    @abstractmethod
     def cost(self, epsilon: torch.Tensor, max_bytes: int, double: bool, weights: Weights = (None, None)) -> SplitCost:
         """The cost, in float64 if asked for; weights (batch, n) and (batch, m) are for its means."""
-        ...
 
+    @abstractmethod
     def without(self, marginals: Marginals) -> "Geometry":
         """With points of negligible weight moved onto the heaviest one, where they cannot disturb the kernel."""
-        ...
 
+    @abstractmethod
     def detach(self) -> "Geometry":
         """Without gradients."""
-        ...
 
 
 @dataclass
-class Clouds:
+class Clouds(Geometry):
     """
     Points x and y, whose cost is the squared distance.
 
@@ -77,7 +77,7 @@ class Clouds:
 
 
 @dataclass
-class Matrix:
+class Matrix(Geometry):
     """
     A matrix of costs, (..., n, m).
 

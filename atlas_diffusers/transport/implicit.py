@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import replace
+from functools import reduce
 
 import torch
 
@@ -81,7 +82,8 @@ class _Shares:
         """(batch, n) to (batch, m)."""
         if self._stored is not None:
             return (u[:, None] @ self._stored)[:, 0]
-        return sum(self._cost.each(lambda block, rows: (u[:, None, rows] @ _exp(block))[:, 0], *self._potentials))
+        parts = self._cost.each(lambda block, rows: (u[:, None, rows] @ _exp(block))[:, 0], *self._potentials)
+        return reduce(torch.add, parts)
 
 
 def _exp(exponents: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:

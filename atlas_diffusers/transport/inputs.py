@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 NEGLIGIBLE = 1e-200  # a weight below this fraction of the largest is zero to the solver
 ROUNDING = 1e-3  # totals that differ by less are equal
+
+Init = tuple[torch.Tensor | None, torch.Tensor]
+"""Potentials f and g to start from; without f, g alone says where."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,19 @@ def check_rho(rho: float | tuple[float | None, float | None] | None) -> tuple[fl
 
 
 def check_init(
-    init: tuple[torch.Tensor | None, torch.Tensor] | None,
+    init: Init | None,
     shape: tuple[int, ...],
     sizes: tuple[int, int],
     device: torch.device,
     read: bool,
-) -> tuple[torch.Tensor | None, torch.Tensor] | None:
+) -> Init | None:
     """Potentials, float64, (batch, n) and (batch, m); ``ValueError`` for other shapes and values that are not finite."""
     if init is None:
         return None
     if len(init) != 2 or init[1] is None:
         raise ValueError("init must be a pair of potentials (f, g), of which f may be None")
-    row, column = (_flat(name, p, shape, size, device) for name, p, size in zip(("init f", "init g"), init, sizes))
+    row = None if init[0] is None else _flat("init f", init[0], shape, sizes[0], device)
+    column = _flat("init g", init[1], shape, sizes[1], device)
     for name, potential in (("f", row), ("g", column)) if read else ():
         if potential is not None and not bool(potential.isfinite().all()):
             raise ValueError(f"init: potentials {name} must be finite")
@@ -125,16 +128,19 @@ class Marginals:
         Raises:
             ValueError: for another shape, weights that are negative, not finite or all zero, and totals that differ.
         """
-        given = [_flat(f"weights {name}", w, shape, size, device) for name, w, size in zip("ab", (a, b), sizes)]
-        for name, weights in zip("ab", given if read else ()):
+        given = {
+            name: _flat(f"weights {name}", w, shape, size, device)
+            for name, w, size in zip("ab", (a, b), sizes)
+            if w is not None
+        }
+        for name, weights in given.items() if read else ():
             _check_weights(name, weights)
-        total = next((w.sum(-1, keepdim=True) for w in given if w is not None), None)
-        for side, size in enumerate(sizes):
-            if given[side] is None:
-                uniform = torch.full((math.prod(shape), size), 1 / size, dtype=torch.float64, device=device)
-                given[side] = uniform if total is None else uniform * total
-        a, b = given
-        if total is None:
+        total = next((w.sum(-1, keepdim=True) for w in given.values()), 1.0)
+        for name, size in zip("ab", sizes):
+            if name not in given:
+                given[name] = torch.full((math.prod(shape), size), 1 / size, dtype=torch.float64, device=device) * total
+        a, b = given["a"], given["b"]
+        if isinstance(total, float):
             return cls(a, b)
         if balanced:
             b = b * _ratio_of_totals(a, b, read)
@@ -167,9 +173,7 @@ def log_weights(weights: torch.Tensor) -> torch.Tensor:
     return torch.where(zero, 1, weights).log().masked_fill(zero, -math.inf)
 
 
-def _flat(name: str, values: Any, shape: tuple[int, ...], size: int, device: torch.device) -> torch.Tensor | None:
-    if values is None:
-        return None
+def _flat(name: str, values: torch.Tensor, shape: tuple[int, ...], size: int, device: torch.device) -> torch.Tensor:
     values = torch.as_tensor(values, dtype=torch.float64, device=device)
     try:
         return values.expand(*shape, size).reshape(-1, size)
@@ -177,9 +181,7 @@ def _flat(name: str, values: Any, shape: tuple[int, ...], size: int, device: tor
         raise ValueError(f"{name} must have shape {(*shape, size)}, got {tuple(values.shape)}") from None
 
 
-def _check_weights(name: str, weights: torch.Tensor | None) -> None:
-    if weights is None:
-        return
+def _check_weights(name: str, weights: torch.Tensor) -> None:
     if not bool((weights.isfinite() & (weights >= 0)).all()):
         low, high = float(weights.min()), float(weights.max())
         raise ValueError(f"weights {name} must be finite and not negative; they lie in [{low}, {high}]")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from ..kernels import GridKernel, KernelOperator
-from .costs import DEFAULT_MAX_BYTES, Cost, Reduction
+from .costs import DEFAULT_MAX_BYTES, Cost, Reduction, Result
 from .split_costs import PointCost
 
 
@@ -24,9 +24,10 @@ class OperatorCost(Cost):
         self.dtype = torch.float64 if isinstance(operator, GridKernel) else operator.dtype
         self._of_points = None
         if operator.has_squared_distances and operator.points is not None:
-            self._of_points = PointCost(*(z[None].to(self.dtype) for z in operator.points), epsilon)
+            x, y = (z[None].to(self.dtype) for z in operator.points)
+            self._of_points = PointCost(x, y, epsilon)
 
-    def each(self, function: Reduction, phi: torch.Tensor, psi: torch.Tensor) -> list:
+    def each(self, function: Reduction[Result], phi: torch.Tensor, psi: torch.Tensor) -> list[Result]:
         """Over the blocks of the points, or the dense kernel as one."""
         if self._of_points is not None:
             return self._of_points.each(function, phi, psi)

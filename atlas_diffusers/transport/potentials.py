@@ -16,9 +16,7 @@ class Potentials:
     iterations: int
 
 
-def extrapolate_potentials(
-    history: Sequence[torch.Tensor], positions: Sequence[float], position: float
-) -> torch.Tensor | None:
+def extrapolate_potentials(history: Sequence[torch.Tensor], positions: Sequence[float], position: float) -> torch.Tensor | None:
     """
     Potentials of the next problem: linear in a coordinate such as log-SNR, through the last two that were solved.
 

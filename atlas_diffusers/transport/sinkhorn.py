@@ -12,7 +12,7 @@ from .costs import DEFAULT_MAX_BYTES, Cost
 from .fixed_point import FixedPoint, SinkhornMap
 from .geometry import Clouds, Geometry, Matrix
 from .implicit import attach
-from .inputs import Marginals, Options, check_epsilon, check_init, check_rho
+from .inputs import Init, Marginals, Options, check_epsilon, check_init, check_rho
 from .operator_cost import OperatorCost
 from .penalties import penalties
 from .potentials import Potentials
@@ -35,7 +35,7 @@ def entropic_transport(
     cost: torch.Tensor | None = None,
     tolerance: float = 1e-4,
     max_iterations: int = 2000,
-    init: tuple[torch.Tensor | None, torch.Tensor] | None = None,
+    init: Init | None = None,
     rho: float | tuple[float | None, float | None] | None = None,
     differentiable: bool = False,
     check_every: int | None = 1,
@@ -116,7 +116,7 @@ def sinkhorn(
     *,
     tolerance: float = 1e-4,
     max_iterations: int = 2000,
-    init: tuple[torch.Tensor | None, torch.Tensor] | None = None,
+    init: Init | None = None,
     rho: float | tuple[float | None, float | None] | None = None,
     differentiable: bool = False,
     check_every: int | None = 1,
@@ -173,21 +173,21 @@ def _cost_unit(operator: KernelOperator) -> float:
 def _solve_operator(
     cost: OperatorCost,
     marginals: Marginals,
-    start: tuple[torch.Tensor | None, torch.Tensor] | None,
+    start: Init | None,
     rho: tuple[float, float],
     options: Options,
 ) -> tuple[OperatorKernel, Potentials]:
     kernel = OperatorKernel(cost, marginals)
-    phi, psi = torch.zeros_like(marginals.a), torch.zeros_like(marginals.b)
+    phi, psi, epsilon = torch.zeros_like(marginals.a), torch.zeros_like(marginals.b), cost.epsilon[:, None]
     none = torch.zeros_like(phi), torch.zeros_like(psi)
-    step = SinkhornMap(kernel, marginals.a / marginals.a.sum(-1, keepdim=True), *penalties(rho, cost.epsilon[:, None], none))
+    step = SinkhornMap(kernel, marginals.a / marginals.a.sum(-1, keepdim=True), *penalties(rho, epsilon, none))
     if start is not None:
-        f, psi = (None if z is None else z / cost.epsilon[:, None] for z in start)
+        f, psi = start[0], start[1] / epsilon
         if options.reads and rho == (math.inf, math.inf) and float(psi.amax() - psi.amin()) > 2 * kernel.bound:
             f, psi = None, _tamed(kernel, psi)
-        phi = step.image(psi) if f is None else f
+        phi = step.image(psi) if f is None else f / epsilon
     solution = FixedPoint(step, options.tolerance, options.max_iterations, options.check_every).solve(phi, psi)
-    return kernel, solution.times(cost.epsilon[:, None])
+    return kernel, solution.times(epsilon)
 
 
 def _tamed(kernel: OperatorKernel, psi: torch.Tensor) -> torch.Tensor:

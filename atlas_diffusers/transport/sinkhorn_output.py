@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 
@@ -116,7 +116,7 @@ class SinkhornOutput:
             cost = phi[:, rows, None] + psi[:, None] - exponents
             return ((exponents + log_a[:, rows] + log_b).exp() * cost).sum((-2, -1))
 
-        return self._shaped(sum(self.geometry.each(part, phi, psi)) * self._epsilon[:, 0], 0)
+        return self._shaped(reduce(torch.add, self.geometry.each(part, phi, psi)) * self._epsilon[:, 0], 0)
 
     @cached_property
     def effective_size(self) -> torch.Tensor:
@@ -151,9 +151,9 @@ class SinkhornOutput:
             raise ValueError("new points can be mapped for the cost |x − y|² only, that is a gaussian DirectKernel")
         dtype = self.geometry.dtype
         batch = self.b.shape[:-1]
-        flat = [z.expand(*batch, *z.shape[-2:]).reshape(-1, *z.shape[-2:]).to(dtype) for z in (points, self.targets)]
-        cost = PointCost(*flat, self.geometry.epsilon, max_bytes=self.geometry.max_bytes)
-        mapped = cost.project(self._weighted[1], flat[1])
+        x, y = (z.expand(*batch, *z.shape[-2:]).reshape(-1, *z.shape[-2:]).to(dtype) for z in (points, self.targets))
+        cost = PointCost(x, y, self.geometry.epsilon, max_bytes=self.geometry.max_bytes)
+        mapped = cost.project(self._weighted[1], y)
         return mapped.reshape(*batch, *mapped.shape[1:]).to(self.dtype)
 
     @property

@@ -7,7 +7,7 @@ import torch
 
 from .fixed_point import FixedPoint, SinkhornMap
 from .geometry import Geometry
-from .inputs import Marginals, Options
+from .inputs import Init, Marginals, Options
 from .penalties import penalties
 from .potentials import Potentials
 from .small import CACHE_ENTRIES, SmallSolver, Stage
@@ -20,8 +20,6 @@ UNIT_ROUNDOFF = 2.0**-24
 SWEPT_SIZE, MOST_SWEEPS = 2048, 8  # the smaller the kernel, the more plain iterations cost as much as one acceleration
 ANNEAL_BELOW, ANNEAL_FACTOR = 0.01, 4.0  # of the mean cost
 WARM_ITERATIONS = 30  # that a start may take where it could be replaced by annealing
-
-Init = tuple[torch.Tensor | None, torch.Tensor]
 
 
 class Solver:
@@ -82,20 +80,24 @@ class Solver:
 
     def solve(self, init: Init | None) -> Potentials:
         """Potentials started from ``init``, or from where the cost says."""
-        terms, limit, top = (self.cost.row_term, self.cost.column_term), self.options.max_iterations, max(self._rungs)
-        if self._is_small and init is None and (solution := self._solve_small()) is not None:
-            return replace(solution, f=solution.f + terms[0], g=solution.g + terms[1])
-        solution, iterations = None, 0
-        if init is not None:
+        limit, top = self.options.max_iterations, max(self._rungs)
+        if init is None:
+            solution = self._solve_small() if self._is_small else None
+            solution = solution or self._anneal(top, 0)
+        else:
             solution = self._stage(0, self._in_range(init), min(limit, WARM_ITERATIONS) if top else limit, 1)
-            iterations = solution.iterations
             if top and not bool((solution.error <= self.options.tolerance).all()):
-                solution = None
+                solution = self._anneal(top, solution.iterations)
+        return replace(solution, f=solution.f + self.cost.row_term, g=solution.g + self.cost.column_term)
+
+    def _anneal(self, top: int, used: int) -> Potentials:
+        """Inner potentials, rung by rung; ``used`` iterations are counted already."""
         inner = None
-        for rung in range(top, -1, -1) if solution is None else ():
-            solution = self._stage(rung, inner, limit - iterations, self._sweeps)
-            inner, iterations = (solution.f, solution.g), iterations + solution.iterations
-        return Potentials(solution.f + terms[0], solution.g + terms[1], solution.error, iterations)
+        for rung in range(top, 0, -1):
+            stage = self._stage(rung, inner, self.options.max_iterations - used, self._sweeps)
+            inner, used = (stage.f, stage.g), used + stage.iterations
+        last = self._stage(0, inner, self.options.max_iterations - used, self._sweeps)
+        return replace(last, iterations=used + last.iterations)
 
     @property
     def _is_small(self) -> bool:

@@ -5,13 +5,12 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from ..kernels.distances import CentredClouds
-from .costs import DEFAULT_MAX_BYTES, Cost, Reduction
+from .costs import DEFAULT_MAX_BYTES, Cost, Reduction, Result
 
 BLOCK_BYTES = 2**26
 TEMPORARIES = 4  # arrays of a block's size that live at once
@@ -66,12 +65,12 @@ class SplitCost(Cost):
     def diameters(self) -> torch.Tensor:
         """:attr:`Extent.diameter` on the device, (batch, 1)."""
 
-    def each(self, function: Reduction, phi: torch.Tensor, psi: torch.Tensor) -> list:
+    def each(self, function: Reduction[Result], phi: torch.Tensor, psi: torch.Tensor) -> list[Result]:
         epsilon, ratios = self.epsilon[:, None], self.ratios()
         phi = (phi - self.row_term / epsilon).to(self.dtype)[..., None]
         psi = (psi - self.column_term / epsilon).to(self.dtype)[:, None]
 
-        def compute(rows: slice) -> Any:
+        def compute(rows: slice) -> Result:
             return function(ratios(rows) + phi[:, rows] + psi, rows)
 
         row_bytes = self.shape[0] * self.shape[2] * self.dtype.itemsize

@@ -4,6 +4,7 @@ import math
 import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 
@@ -96,10 +97,10 @@ class StabilisedKernel(ABC):
             psi = self.soft_columns(phi)
             return phi, psi, self.soft_rows(psi)
         self.applications += 2 * count * len(phi)
-        u, rows = (phi + self._row_offset).exp().to(self.dtype), None
-        for _ in range(count):
-            u = u if rows is None else self._a / rows
-            before, columns = rows, self._transposed_times(u)
+        columns = self._transposed_times((phi + self._row_offset).exp().to(self.dtype))
+        before, rows = None, self._times(self._b / columns)
+        for _ in range(count - 1):
+            before, columns = rows, self._transposed_times(self._a / rows)
             rows = self._times(self._b / columns)
         phi = phi if before is None else self.phi - before.to(phi.dtype).log()
         return phi, self.psi - columns.to(phi.dtype).log(), self.phi - rows.to(phi.dtype).log()
@@ -148,6 +149,10 @@ class SplitKernel(StabilisedKernel):
         max_bytes: largest size of the buffer, of all problems together.
     """
 
+    _buffer: torch.Tensor  # if the kernel is stored, on a GPU all of it
+    _tiles: Sequence[torch.Tensor] | None  # of each problem, views of the buffer
+    _transposed_tiles: Sequence[torch.Tensor]
+
     def __init__(
         self,
         cost: SplitCost,
@@ -164,7 +169,7 @@ class SplitKernel(StabilisedKernel):
         batch, n, m = cost.shape
         step = max(1, min(BLOCK_BYTES, max_bytes) // (m * dtype.itemsize))
         self._blocks = [slice(start, min(start + step, n)) for start in range(0, n, step)]
-        self._buffer = self._tiles = None
+        self._tiles = None
         if batch * n * m * dtype.itemsize <= max_bytes:
             self._buffer = empty_matrix(cost.shape, dtype, psi.device)
             self._keep_views(self._buffer.unbind(0))
@@ -221,7 +226,7 @@ class SplitKernel(StabilisedKernel):
     def _transposed_times(self, u: torch.Tensor) -> torch.Tensor:
         if self._tiles is None:
             members = enumerate(u.unbind(0))
-            return torch.stack([sum(w[rows] @ self._block(k, rows) for rows in self._blocks) for k, w in members])
+            return torch.stack([reduce(torch.add, (w[r] @ self._block(k, r) for r in self._blocks)) for k, w in members])
         if u.is_cuda:
             return torch.bmm(u[:, None], self._buffer)[:, 0]
         return _stacked([torch.mv(tile, w) for tile, w in zip(self._transposed_tiles, u.unbind(0))])
@@ -244,11 +249,12 @@ class SplitKernel(StabilisedKernel):
         super().select(members)
         self._products.select(members)
         self._scales = [self._scales[member] for member in members.tolist()]
-        if self._tiles is not None and members.is_cuda:
+        tiles = self._tiles
+        if tiles is not None and members.is_cuda:
             self._buffer = self._buffer[members]
             self._keep_views(self._buffer.unbind(0))
-        elif self._tiles is not None:
-            self._keep_views([self._tiles[member] for member in members.tolist()])
+        elif tiles is not None:
+            self._keep_views([tiles[member] for member in members.tolist()])
 
     def _keep_views(self, tiles: Sequence[torch.Tensor]) -> None:
         self._tiles, self._transposed_tiles = tiles, [tile.mT for tile in tiles]

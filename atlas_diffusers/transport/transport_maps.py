@@ -1,5 +1,6 @@
 """Transport maps and costs between point clouds with less entropic bias."""
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -112,7 +113,8 @@ def sinkhorn_divergence(
         ValueError: as :func:`entropic_transport`.
     """
     sides = (x, y, a, b, 1.0), (x, x, a, a, -0.5), (y, y, b, b, -0.5)
-    total = sum(factor * entropic_transport(p, q, epsilon, v, w, **options).cost for p, q, v, w, factor in sides)
+    costs = (factor * entropic_transport(p, q, epsilon, v, w, **options).cost for p, q, v, w, factor in sides)
+    total = reduce(torch.add, costs)
     if not extrapolate:
         return total
     return 2 * total - sinkhorn_divergence(x, y, 2**0.5 * epsilon, a, b, **options)
