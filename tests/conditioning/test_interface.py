@@ -80,7 +80,7 @@ def test_batch_mates_change_nothing(tower):
 def test_the_cache_is_bounded_and_changes_nothing():
     interface, calls = transformers_interface(cache_size=2), []
     encode = interface._encode
-    interface._encode = lambda prompt: (calls.append(prompt), encode(prompt))[1]
+    interface._encode = lambda tower, prompt: (calls.append(prompt), encode(tower, prompt))[1]
     fresh = transformers_interface(cache_size=0).encode_text(["a", "b", "a", "c"])
     found = interface.encode_text(["a", "b", "a", "c"])
     assert calls == ["a", "b", "c"] and all(torch.equal(x, y) for x, y in zip(found, fresh))
