@@ -148,17 +148,28 @@ def kept(folder: Path | None, name: str, make) -> dict[str, torch.Tensor]:
 
 
 class Problem:
-    """A mixture, a table of noise levels, and a denoiser with labels by row; the labels are those of the test noise."""
+    """
+    A mixture, a table of noise levels, and a denoiser with labels by row; the labels are those of the test noise.
 
-    def __init__(self, name: str, betas: str, folder: Path | None = None):
+    ``process`` are options of a scheduler of ours, ``steps`` those of its ``set_timesteps`` besides their number, and
+    ``calibrated`` the options that it is calibrated with.
+    """
+
+    steps: dict = {}
+
+    def __init__(self, name: str, variant: str, folder: Path | None = None):
         make, self.guidance = PROBLEMS[name]
-        self.name, self.betas = name, betas
+        self.name, self.variant = name, variant
         self.mixture = Mixture(**kept(folder, name.removesuffix(" guided"), lambda: make().tensors()))
-        self.process = BETAS[betas] | {"prediction_type": "epsilon"}
         self.size = len(self.mixture.centre)
+        self.labels = self.draw_labels(LABEL_SEED)
+        self.set_process()
+
+    def set_process(self) -> None:
+        self.process = self.calibrated = BETAS[self.variant] | {"prediction_type": "epsilon"}
+        self.reference_name = self.variant
         cumulative = DDPMScheduler(**self.process).alphas_cumprod.double().numpy()
         self.log_levels = 0.5 * np.log((1 - cumulative) / cumulative)
-        self.labels = self.draw_labels(LABEL_SEED)
 
     @property
     def largest(self) -> float:
@@ -177,6 +188,13 @@ class Problem:
         if self.guidance is None:
             return self.mixture.denoise(y, s)
         return self.mixture.denoise(y, s, self.labels[: len(y)], self.guidance)
+
+    def network(self) -> "Network":
+        return Network(self)
+
+    def start(self, noise: torch.Tensor) -> torch.Tensor:
+        """y at the noisiest level."""
+        return noise * (1 + self.largest**2) ** 0.5
 
     def noise(self, count: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(TEST_SEED)
@@ -207,7 +225,7 @@ def solve(problem: Problem, noise: torch.Tensor, steps: int) -> torch.Tensor:
         s = BEND * np.sinh(u)
         return (y - problem.denoise(y, s)) * (BEND * np.cosh(u) / s) if s > 1e-9 else torch.zeros_like(y)
 
-    y = noise * (1 + problem.largest**2) ** 0.5
+    y = problem.start(noise)
     grid = np.linspace(np.arcsinh(problem.largest / BEND), 0, steps + 1)
     for start, end in zip(grid[:-1], grid[1:]):
         step, middle = end - start, (start + end) / 2
@@ -219,5 +237,5 @@ def solve(problem: Problem, noise: torch.Tensor, steps: int) -> torch.Tensor:
 
 
 def reference(problem: Problem, noise: torch.Tensor, steps: int, folder: Path | None = None) -> torch.Tensor:
-    name = f"{problem.name}-{problem.betas}-{len(noise)}-{steps}"
+    name = f"{problem.name}-{problem.reference_name}-{len(noise)}-{steps}"
     return kept(folder, name, lambda: {"end": solve(problem, noise, steps)})["end"]

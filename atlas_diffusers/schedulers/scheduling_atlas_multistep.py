@@ -21,7 +21,7 @@ from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 SMALLEST_STEP = 1e-9  # in radians
 NOISE_ALONE = 1e6  # σ̂
-SAME_GUIDANCE = 0.25  # relative difference that tables bear
+SAME_GUIDANCE, SAME_SHIFT = 0.25, 0.05  # relative differences that tables bear
 
 
 def angle(level: NoiseLevel, scale: float) -> float:
@@ -251,7 +251,8 @@ class AtlasMultistepScheduler(BaseScheduler):
     @property
     def init_noise_sigma(self) -> float:
         """Scale of the start noise: below 1 where the first calibrated node is below the noisiest level."""
-        return 1.0 if self._table_in_use is None else self._table_in_use.start
+        table = self._table_in_use
+        return 1.0 if table is None else table.start * radius(self._grid.source[0], 1.0)
 
     @property
     def _table_in_use(self) -> StepTable | None:
@@ -263,13 +264,25 @@ class AtlasMultistepScheduler(BaseScheduler):
         if steps is None or c.use_angle_nodes is False:
             return even
         if self.calibrated_steps and request.timesteps is None and self._from_noise(request, even):
-            table = self._calibration.table(steps)
+            table = self._table_of(steps, 0, even)
             if table is not None:
                 return _Nodes(**vars(self.nodes(table.sigmas)), even=even, table=table)
             warnings.warn(f"{steps} steps are not calibrated, only {self.calibrated_steps}; plain nodes are used", stacklevel=5)
         if c.angle_power is None or grid_option(c):
             return even
         return self._nodes_from(0, even, clock=1.0 if request.timesteps is None else even.shift)
+
+    def _table_of(self, steps: int, begin: int, even: TimeGrid) -> StepTable | None:
+        """A table, with a warning where it is for another shift of a flow, as another resolution has it."""
+        table, shift = self._calibration.table(steps, begin), self._calibration.shift
+        if table is not None and shift is not None and not math.isclose(even.shift, shift, rel_tol=SAME_SHIFT):
+            warnings.warn(
+                f"the steps are calibrated for a flow of shift {shift:.4g} (mu={math.log(shift):.3g}), the call has "
+                f"{even.shift:.4g}, as another resolution or length has; calibrate for it, or switch the tables off by "
+                "calibration=None",
+                stacklevel=6,
+            )
+        return table
 
     def _from_noise(self, request: Request, even: TimeGrid) -> bool:
         """Whether a trajectory starts where tables do."""
@@ -304,7 +317,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         super().set_begin_index(begin_index)
         grid, table = self._grid, None
         if begin_index and self._calibration is not None:
-            table = self._calibration.table(self.num_inference_steps, begin_index)
+            table = self._table_of(self.num_inference_steps, begin_index, getattr(grid, "even", grid))
         if begin_index and (table is not None or isinstance(grid, _Nodes)):
             self._lay_from(begin_index, getattr(grid, "even", grid), table)
 

@@ -46,6 +46,15 @@ class Mixture:
         return ((x.double() - alpha * self.data(x.double(), alpha, sigma)) / sigma).to(x.dtype)
 
 
+class FlowMixture(Mixture):
+    """Its velocity on a flow."""
+
+    def __call__(self, x, t):
+        s = t.double().item() / 1000
+        alpha = max(1 - s, 1e-6)
+        return ((x.double() - self.data(x.double(), alpha, s)) / s).to(x.dtype)
+
+
 def calibrate(model, counts=(3, 5), **options):
     options = {"sample_shape": (3,), "num_trajectories": 24, "budget": 6000, "generator": seeded(0), **OPTIONS, **options}
     return AtlasMultistepScheduler.calibrate(model, counts, **options)
@@ -83,6 +92,33 @@ def test_other_trajectories_come_closer_to_the_ode(model_and_scheduler, exact):
         report = scheduler.calibration_report.steps[steps]
         assert report.kept and report.calibrated < report.uncalibrated
         assert report.uncalibrated == pytest.approx(base.mean().item(), rel=0.5)
+
+
+@pytest.fixture(scope="module")
+def of_flow():
+    return calibrate(FlowMixture(), (3, 5), config={"shift": 3.0})
+
+
+def test_a_flow_is_calibrated_from_its_pure_noise_whose_scale_is_that_of_the_first_node(of_flow):
+    noise, plain = torch.randn(200, 3, generator=seeded(7), dtype=torch.float64), AtlasMultistepScheduler(shift=3.0)
+    ends = sample(plain, FlowMixture(), noise, 400)
+    for steps in (3, 5):
+        found, base = ((sample(s, FlowMixture(), noise, steps) - ends).square().mean(1).sqrt() for s in (of_flow, plain))
+        assert found.mean() < 0.5 * base.mean() and found.median() < 0.1 * base.median()
+        assert of_flow.calibration_report.steps[steps].calibrated == pytest.approx(found.mean().item(), rel=1.0)
+
+
+def test_tables_of_another_shift_are_named(of_flow):
+    """Which the resolution decides in most pipelines; the same shift may come as mu."""
+    calibration = of_flow.config.calibration
+    same = AtlasMultistepScheduler(use_flow_sigmas=True, use_dynamic_shifting=True, calibration=calibration)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same.set_timesteps(5, mu=math.log(3.0))
+        of_flow.set_timesteps(5)
+    torch.testing.assert_close(same.sigmas, of_flow.sigmas)
+    with pytest.warns(UserWarning, match=r"calibrated for a flow of shift 3 \(mu=1.1\), the call has 2.014"):
+        same.set_timesteps(5, mu=0.7)
 
 
 def test_the_report_counts_network_calls(model_and_scheduler):
@@ -266,6 +302,7 @@ def test_tables_are_chosen_by_trajectories_that_they_were_not_fitted_to():
     ({"counts": ()}, r"\[\]"),
     ({"teacher_steps": 6}, "twice as many teacher_steps.* 6"),
     ({"sample_shape": None}, "needs sample_shape and config"),
+    ({"config": {"use_flow_sigmas": True, "use_dynamic_shifting": True}}, "called without mu; give config with shift"),
     ({"prompts": ["red heart"]}, "call and prompts are for a pipeline"),
     ({"model": lambda x, t: x[:, :2]}, r"returned shape \(24, 2\) for samples of shape \(24, 3\)"),
     ({"model": lambda x, t: x * math.nan}, "returned NaN or infinity at timestep 999"),

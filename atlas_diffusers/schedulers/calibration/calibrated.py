@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,25 +77,26 @@ def calibrated_scheduler(
         raise ValueError("call and prompts are for a pipeline; a function is called as f(sample, timestep)")
     elif sample_shape is None or config is None:
         raise ValueError("a function as model needs sample_shape and config")
+    elif config.get("use_dynamic_shifting"):
+        raise ValueError("use_dynamic_shifting=True: a function is called without mu; give config with shift=e^mu in its place")
     else:
         plain = cls.from_config({**config, "calibration": None})
         function = FunctionModel(model, plain, sample_shape, seeds, batch_size or len(seeds), device or "cpu")
         groups = [(function, settings.num_inference_steps)]
-    before = tables_before(config, plain, guidance_scale)
+    of = plain.process_sigma_hats, plain.config.prediction_type, guidance_scale, groups[0][0].shift
+    before = tables_before(config, Calibration({}, *of))
     tables, report = calibrate(groups, settings, before)
-    calibration = Calibration(before | tables, plain.process_sigma_hats, plain.config.prediction_type, guidance_scale)
-    scheduler = cls.from_config(plain.config, calibration=calibration.to_config())
+    scheduler = cls.from_config(plain.config, calibration=Calibration(before | tables, *of).to_config())
     scheduler.calibration_report = report
     return scheduler
 
 
-def tables_before(config: dict, plain: AtlasMultistepScheduler, guidance_scale: float | None) -> dict:
+def tables_before(config: dict, wanted: Calibration) -> dict:
     """Tables that a configuration has for the same model as far as it says."""
     if config.get("calibration") is None:
         return {}
-    calibration = Calibration.from_config(config["calibration"])
-    same = calibration.process == plain.process_sigma_hats and calibration.prediction_type == plain.config.prediction_type
-    return calibration.tables if same and calibration.guidance_scale == guidance_scale else {}
+    found = Calibration.from_config(config["calibration"])
+    return found.tables if replace(found, tables={}) == wanted else {}
 
 
 def pipeline_call(pipeline: Any, call: dict | None, prompts: list[str] | None, guidance_scale: float | None) -> dict:

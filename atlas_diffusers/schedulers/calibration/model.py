@@ -32,6 +32,7 @@ class Model(ABC):
     begin = 0  # steps that image-to-image leaves out
     top: float  # σ̂ at which trajectories start
     scales_noise: bool  # whether the start noise may be scaled, so that the first node may lie below ``top``
+    shift: float | None  # of a flow's grid
 
     def __init__(self, scheduler: AtlasMultistepScheduler, count: int, batch_size: int):
         self.scheduler, self.count, self.batch_size = scheduler, count, batch_size
@@ -95,7 +96,7 @@ class FunctionModel(Model):
     ):
         super().__init__(scheduler, len(seeds), batch_size)
         self.predict, self.shape, self.top = predict, tuple(shape), scheduler.largest_sigma_hat
-        self.noise = start_noise(seeds, shape, device, torch.float32).flatten(1)
+        self.noise, self.shift = start_noise(seeds, shape, device, torch.float32).flatten(1), scheduler.process.shift
 
     @torch.no_grad()
     def march(self, sigmas: Sequence[float], step: Step, start: float = 1.0, rows: slice = slice(None)) -> torch.Tensor:

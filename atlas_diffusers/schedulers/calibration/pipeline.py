@@ -55,6 +55,7 @@ class PipelineModel(Model):
             raise ValueError(f"{self._name} starts from other noise when it is called again; {FUNCTION_INSTEAD}")
         self.shape, self.device = tuple(first.shape[1:]), first.device
         self.begin, self.steps = self.recorder.begin, steps
+        self.shift = None if scheduler.process.shift is None else self.recorder.even.shift
         if steps - self.begin < 2:
             raise ValueError(f"the call leaves {steps - self.begin} of {steps} steps; tables need at least 2")
         self.scales_noise = self.recorder.scaled and not self.begin

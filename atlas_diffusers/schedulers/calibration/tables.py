@@ -46,12 +46,14 @@ class Calibration:
         process: σ̂ at the first, middle and last training timestep.
         prediction_type: of the network.
         guidance_scale: that the model was called with; ``None`` where it was a function.
+        shift: of a flow's grid; ``e^μ`` where it is dynamic, which the resolution decides.
     """
 
     tables: dict[tuple[int, int], StepTable]
     process: list[float]
     prediction_type: str
     guidance_scale: float | None = None
+    shift: float | None = None
 
     @classmethod
     def from_config(cls, config: dict) -> "Calibration":
