@@ -18,6 +18,7 @@ ALLOWED = {
     "config": set(),
     "kernels": set(),
     "pretrained": set(),
+    "image_files": set(),
     "pictures": {"metrics", "transport", "bridges"},
     "metrics": {"kernels", "pipelines", "pretrained"},
     "hardware": {"config"},
@@ -31,17 +32,17 @@ ALLOWED = {
     "originals": {"bridges", "config", "denoising", "models"},
     "solvers": {"bridges", "denoising", "originals", "transport"},
     "pipelines": {
-        "bridges", "conditioning", "config", "denoising", "models", "pretrained", "schedulers", "schedules",
+        "bridges", "conditioning", "config", "denoising", "image_files", "models", "pretrained", "schedulers", "schedules",
     },
     "training": {
-        "bridges", "conditioning", "config", "denoising", "metrics", "models", "pictures", "pipelines", "pretrained",
-        "schedulers", "schedules", "transport",
+        "bridges", "conditioning", "config", "denoising", "image_files", "metrics", "models", "pictures", "pipelines",
+        "pretrained", "schedulers", "schedules", "transport",
     },
     "easy_api": {"config", "hardware", "pipelines"},
     "system": {"config", "denoising", "pictures", "pipelines", "schedulers", "schedules"},
     "cli": {
-        "check_hardware", "config", "hardware", "metrics", "pictures", "pipelines", "pretrained", "schedulers", "system",
-        "training",
+        "check_hardware", "config", "hardware", "image_files", "metrics", "pictures", "pipelines", "pretrained", "schedulers",
+        "system", "training",
     },
     "examples": {
         "bridges", "conditioning", "config", "easy_api", "kernels", "originals", "pictures", "pipelines", "schedules",
@@ -164,7 +165,7 @@ def test_no_pickle_and_no_catch_all():
 
 def configurations():
     """Every class of the room that a file can be checked against."""
-    from atlas_diffusers.config.training import StrictModel
+    from atlas_diffusers.config.dataset import StrictModel
 
     for file in (PACKAGE / "config").glob("*.py"):
         importlib.import_module(f"atlas_diffusers.config.{file.stem}".removesuffix(".__init__"))

@@ -8,18 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from .mixture_fit import Cloud, residual
+from .mixture_fit import Cloud, Points, residual
 from .mixture_potential import MixturePotential
 from .mixture_stages import fit_potential
 
-Points = torch.Tensor | np.ndarray
 COVARIANCES = ("diag", "full")
 CONVERGED = 0.05  # residual, in standard deviations
-ROWS = 2**22  # numbers of a block of means
 WEIGHTS, SETTINGS = "mixture_bridge.safetensors", "mixture_bridge.json"
 
 
@@ -93,7 +90,7 @@ class MixtureBridge:
         """
         if not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon={epsilon}; expected a positive number")
-        source, target = _cloud("x", x, x_weights), _cloud("y", y, y_weights)
+        source, target = Cloud.of("x", x, x_weights), Cloud.of("y", y, y_weights)
         if source.points.shape[1] != target.points.shape[1]:
             raise ValueError(f"x has {source.points.shape[1]} coordinates, y has {target.points.shape[1]}")
         least = 2 if self.components == "auto" else max(2, int(self.components))
@@ -146,7 +143,7 @@ class MixtureBridge:
     def mean(self, x: Points) -> Any:
         """``E[y | x]``, (n, D)."""
         u, kind = self._source(x)
-        return kind(self._from_target(self._expected(u, 0.0)))
+        return kind(self._from_target(self.potential.expected(u, 0.0)))
 
     def covariance(self, x: Points) -> Any:
         """``Cov[y | x]``, (n, D, D)."""
@@ -161,7 +158,7 @@ class MixtureBridge:
     def sample(self, x: Points, generator: torch.Generator | None = None) -> Any:
         """One y of π(y|x) for every x, (n, D)."""
         u, kind = self._source(x)
-        return kind(self._from_target(self._draw(u, 0.0, generator)))
+        return kind(self._from_target(self.potential.draw(u, 0.0, generator)))
 
     def pairs(self, x: Points, generator: torch.Generator | None = None) -> tuple[Any, Any]:
         """``(x, y)`` with y drawn from π(y|x): a coupling for bridge matching."""
@@ -186,7 +183,7 @@ class MixtureBridge:
     def drift(self, x: Points, t: float) -> Any:
         """``u(x, t) = (E[y | X_t = x] − x)/(1 − t)`` of ``dX = u dt + √ε dW``, (n, D), at t in [0, 1)."""
         z, kind = self._points("x", x)
-        return kind((self._from_target(self._expected(self._at(z, t), t)) - z) / (1 - t))
+        return kind((self._from_target(self.potential.expected(self._at(z, t), t)) - z) / (1 - t))
 
     def sample_path(self, x: Points, steps: int, generator: torch.Generator | None = None) -> Any:
         """
@@ -200,7 +197,7 @@ class MixtureBridge:
         path = [z]
         for index in range(steps):
             t, left = index / steps, steps - index
-            end = self._from_target(self._draw(self._at(path[-1], t), t, generator))
+            end = self._from_target(self.potential.draw(self._at(path[-1], t), t, generator))
             spread = math.sqrt(self.epsilon / steps * (left - 1) / left)
             noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
             path.append(torch.lerp(path[-1], end, 1 / left) + spread * noise)
@@ -211,7 +208,7 @@ class MixtureBridge:
         z, kind = self._points("x", x)
         if not 0 <= t <= 1:
             raise ValueError(f"t={t}; expected a time in [0, 1]")
-        end = self._from_target(self._draw(self._at(z, 0.0), 0.0, generator))
+        end = self._from_target(self.potential.draw(self._at(z, 0.0), 0.0, generator))
         noise = torch.randn(z.shape, generator=generator, dtype=z.dtype)
         return kind(torch.lerp(z, end, t) + math.sqrt(self.epsilon * t * (1 - t)) * noise)
 
@@ -288,43 +285,3 @@ class MixtureBridge:
 
     def _from_target(self, v: torch.Tensor) -> torch.Tensor:
         return v * self._scale + self._target_mean
-
-    def _blocks(self, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return z.split(max(1, ROWS // self.potential.mean.numel()))
-
-    def _expected(self, z: torch.Tensor, t: float) -> torch.Tensor:
-        found = []
-        for block in self._blocks(z):
-            log_weights, means, _ = self.potential.posterior(block, t)
-            found.append((log_weights.exp()[:, :, None] * means).sum(1))
-        return torch.cat(found)
-
-    def _draw(self, z: torch.Tensor, t: float, generator: torch.Generator | None) -> torch.Tensor:
-        found = []
-        for block in self._blocks(z):
-            log_weights, means, covariance = self.potential.posterior(block, t)
-            chosen = torch.multinomial(log_weights.exp(), 1, generator=generator)[:, 0]
-            noise = torch.randn(block.shape, generator=generator, dtype=block.dtype)
-            if covariance.ndim == 3:
-                noise = (torch.linalg.cholesky(covariance)[chosen] @ noise[:, :, None])[:, :, 0]
-            else:
-                noise = covariance.sqrt()[chosen] * noise
-            found.append(means[torch.arange(len(block)), chosen] + noise)
-        return torch.cat(found)
-
-
-def _cloud(name: str, given: Points | Iterable[Points], weights: Points | None) -> Cloud:
-    """Points and weights as float64, or ``ValueError``."""
-    if not isinstance(given, (torch.Tensor, np.ndarray)):
-        given = torch.cat([torch.as_tensor(batch) for batch in given])
-    points = torch.as_tensor(given).double()
-    if points.ndim != 2 or not points.shape[1]:
-        raise ValueError(f"{name} has shape {tuple(points.shape)}; expected (n, D)")
-    if not bool(points.isfinite().all()):
-        raise ValueError(f"{name} has {int((~points.isfinite()).sum())} values that are NaN or infinite")
-    if weights is None:
-        return Cloud(points, torch.full((len(points),), 1 / max(1, len(points)), dtype=torch.float64))
-    w = torch.as_tensor(weights).double()
-    if w.shape != (len(points),) or not bool((w >= 0).all()) or not 0 < w.sum() < math.inf:
-        raise ValueError(f"{name}_weights must be {len(points)} non-negative numbers, not all zero")
-    return Cloud(points, w / w.sum())

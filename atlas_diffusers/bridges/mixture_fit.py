@@ -1,11 +1,15 @@
 """How a Gaussian-mixture potential is fitted: start, masses, closed-form steps, merging, refinement."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from .mixture_potential import MixturePotential
 
+Points = torch.Tensor | np.ndarray
 VARIANCE_FLOOR = 1e-9  # of data scaled to unit variance
 RELATIVE_RIDGE = 1e-12  # keeps covariances of points in a subspace invertible
 
@@ -16,6 +20,23 @@ class Cloud:
 
     points: torch.Tensor
     weights: torch.Tensor
+
+    @classmethod
+    def of(cls, name: str, given: Points | Iterable[Points], weights: Points | None) -> "Cloud":
+        """Points (or batches of them) and weights as float64; ``ValueError`` with the name for what is no cloud."""
+        if not isinstance(given, (torch.Tensor, np.ndarray)):
+            given = torch.cat([torch.as_tensor(batch) for batch in given])
+        points = torch.as_tensor(given).double()
+        if points.ndim != 2 or not points.shape[1]:
+            raise ValueError(f"{name} has shape {tuple(points.shape)}; expected (n, D)")
+        if not bool(points.isfinite().all()):
+            raise ValueError(f"{name} has {int((~points.isfinite()).sum())} values that are NaN or infinite")
+        if weights is None:
+            return cls(points, torch.full((len(points),), 1 / max(1, len(points)), dtype=torch.float64))
+        w = torch.as_tensor(weights).double()
+        if w.shape != (len(points),) or not bool((w >= 0).all()) or not 0 < w.sum() < math.inf:
+            raise ValueError(f"{name}_weights must be {len(points)} non-negative numbers, not all zero")
+        return cls(points, w / w.sum())
 
     def __len__(self) -> int:
         return len(self.points)

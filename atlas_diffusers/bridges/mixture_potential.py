@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+BLOCK_NUMBERS = 2**22  # of the means of a block of points
+
 
 @dataclass(frozen=True)
 class MixturePotential:
@@ -94,3 +96,28 @@ class MixturePotential:
         constant = self.log_mass - 0.5 * log_volume + 0.5 * tau * m.square().sum(1)
         logits = constant + (m * r).sum(2) + 0.5 * (r * Gr).sum(2)
         return logits.log_softmax(1), m + Gr, G
+
+    def expected(self, z: torch.Tensor, t: float) -> torch.Tensor:
+        """``E[y | X_t = z]``, (n, D), in blocks."""
+        found = []
+        for block in self._blocks(z):
+            log_weights, means, _ = self.posterior(block, t)
+            found.append((log_weights.exp()[:, :, None] * means).sum(1))
+        return torch.cat(found)
+
+    def draw(self, z: torch.Tensor, t: float, generator: torch.Generator | None = None) -> torch.Tensor:
+        """One y given ``X_t = z`` for every z, (n, D), in blocks."""
+        found = []
+        for block in self._blocks(z):
+            log_weights, means, covariance = self.posterior(block, t)
+            chosen = torch.multinomial(log_weights.exp(), 1, generator=generator)[:, 0]
+            noise = torch.randn(block.shape, generator=generator, dtype=block.dtype)
+            if covariance.ndim == 3:
+                noise = (torch.linalg.cholesky(covariance)[chosen] @ noise[:, :, None])[:, :, 0]
+            else:
+                noise = covariance.sqrt()[chosen] * noise
+            found.append(means[torch.arange(len(block)), chosen] + noise)
+        return torch.cat(found)
+
+    def _blocks(self, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return z.split(max(1, BLOCK_NUMBERS // self.mean.numel()))

@@ -102,7 +102,7 @@ def pipeline_arguments(args: argparse.Namespace) -> dict:
     if args.guidance_scale is not None:
         call["guidance_scale"] = args.guidance_scale
     if args.image is not None:
-        from ..pictures.reading import decode
+        from ..image_files import decode
 
         call["image"] = decode({"path": str(args.image), "bytes": None})
     return call

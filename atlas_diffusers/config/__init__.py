@@ -1,12 +1,13 @@
 """What a recipe may say: pydantic models, read from YAML or JSON."""
 
 from .bridge import BridgeConfig
+from .dataset import DatasetConfig
 from .kernels import KernelConfig
 from .models import ConditioningConfig, HighResModelConfig, InferenceConfig, SamplerConfig
 from .noise_scheduler import BetaSchedule, NoiseSchedulerConfig, SamplingMethod
 from .presets import build_preset, list_presets, list_recipes, load_preset, read_recipe, recipe_file
 from .reading import apply_overrides, merge, read_mapping, unknown_key, validate
-from .training import DatasetConfig, LoRAConfig, TextEncoderConfig, TrainingConfig
+from .training import LoRAConfig, TextEncoderConfig, TrainingConfig
 
 __all__ = [
     "BetaSchedule",

@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from .dataset import DatasetConfig, StrictModel
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -12,79 +14,15 @@ DEFAULT_STEPS = 1000
 PRECISIONS = {True: "fp16", False: "no"}
 # keys from before `loss_weighting`: the name and the option that each stands for
 WEIGHT_KEYS = {"min_snr_gamma": ("min_snr", "gamma"), "p2_gamma": ("p2", "gamma"), "edm_sigma_data": ("edm", "sigma_data")}
+BRIDGING = ("source_dataset", "bridge_sigma", "bridge_passes", "bridge_steps")
 # what the loss of an objective does not read
 NOT_READ = {
-    "denoising": ("source_dataset", "bridge_sigma", "time_distribution", "logit_mean", "logit_std"),
-    "flow_matching": ("source_dataset", "bridge_sigma"),
+    "denoising": (*BRIDGING, "time_distribution", "logit_mean", "logit_std"),
+    "flow_matching": BRIDGING,
     "bridge_matching": (
         "loss_weighting", "offset_noise", "cache_latents", "scheduler", "time_distribution", "logit_mean", "logit_std",
     ),
 }  # fmt: skip
-
-
-class StrictModel(BaseModel):
-    """Rejects unknown keys."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class DatasetConfig(StrictModel):
-    """Where pictures, captions and labels come from."""
-
-    name: str = Field(
-        default="embedded:emoji",
-        description="`embedded:emoji`, `embedded:pictograms` or `embedded:digits`, a folder of pictures, `imagefolder` (of "
-        "`datasets`), `disk` (`save_to_disk`), a parquet file or a hub id; a root beside any other name is the folder",
-    )
-    root: str | None = Field(default=None, description="folder of pictures, of an `imagefolder` or of a `disk` dataset")
-    captions: Literal["auto", "metadata", "files", "names", "folders"] = Field(
-        default="auto",
-        description="of a folder: `metadata.jsonl` or `.csv`, `.txt` files beside the pictures, names of files or of "
-        "subfolders; auto takes the first two, in this order",
-    )
-    split: str = "train"
-    download: bool = Field(default=True, description="whether a hub id may be fetched; false takes the local cache only")
-    streaming: bool = Field(default=False, description="read in the order of the source, without a copy on disk")
-    shuffle_buffer: int = Field(default=1024, ge=1, description="pictures that a stream reads and shuffles at a time")
-    categories: list[str] | None = Field(default=None, description="keep only these categories (embedded emoji and pictograms)")
-    styles: list[str] | None = Field(default=None, description="keep only these styles (embedded pictograms)")
-    image_column: str = "image"
-    caption_column: str | None = Field(default="text", description="null trains without prompts")
-    aliases_column: str | None = Field(default=None, description="a list of further captions, one drawn at random each time")
-    alias_probability: float = Field(default=0.3, ge=0, le=1, description="how often an alias replaces the caption")
-    label_column: str | None = Field(default=None, description="integer labels for a network with `num_class_embeds`")
-    resolution: int = Field(default=32, ge=1)
-    channels: Literal[1, 3] = Field(default=3, description="1 trains on grey pictures")
-    center_crop: bool = True
-    aspect_buckets: bool = Field(
-        default=False,
-        description="pictures keep their shape: sizes of about resolution² pixels up to 2:1, each batch of one size",
-    )
-    background: str = Field(default="white", description="colour under transparent pictures, by name or as #rrggbb")
-    random_flip: bool = False
-    skip_bad_images: bool = Field(
-        default=False, description="replace a picture that cannot be read by the next one, and count it"
-    )
-    num_workers: int = Field(default=0, ge=0)
-    batch_size: int | None = Field(
-        default=None, ge=1, description="pictures an optimiser step, where the recipe has no batch_size"
-    )
-
-    @model_validator(mode="after")
-    def _has_root(self):
-        if self.root is not None and "name" not in self.model_fields_set:
-            self.name = "folder"
-        embedded, folder = self.name.startswith("embedded:"), self.name in ("imagefolder", "disk")
-        if (folder and self.root is None) or (embedded and self.root is not None):
-            raise ValueError(
-                f"name={self.name!r} with root={self.root!r}: imagefolder and disk need a root, embedded data take none"
-            )
-        if self.aspect_buckets and (self.streaming or not self.center_crop):
-            raise ValueError("aspect_buckets needs pictures of known sizes, cropped at their centre: no streaming, center_crop")
-        for field, names in (("categories", ("embedded:emoji", "embedded:pictograms")), ("styles", ("embedded:pictograms",))):
-            if getattr(self, field) is not None and self.name not in names:
-                raise ValueError(f"{field} choose among the pictures of {' or '.join(names)}; name={self.name!r} has none")
-        return self
 
 
 class TextEncoderConfig(StrictModel):
@@ -166,10 +104,20 @@ class TrainingConfig(StrictModel):
     bridge_sigma: float = Field(
         default=0.0, ge=0, description="σ of the Brownian bridges, in units of [-1, 1]; 0: straight lines"
     )
-    coupling: Literal["independent", "sinkhorn", "paired"] = Field(
+    bridge_passes: int = Field(
+        default=0,
+        ge=0,
+        description="0 learns the flow of a bridge; n learns its diffusion, by two networks, in n passes of iterative "
+        "Markovian fitting (arXiv 2303.16852)",
+    )
+    bridge_steps: int = Field(
+        default=10, ge=1, description="steps of two network calls that make a pair of the second and later passes"
+    )
+    coupling: Literal["independent", "sinkhorn", "mixture", "paired"] = Field(
         default="independent",
         description="`sinkhorn` pairs noise (or source) and data of a batch by entropic transport (arXiv 2304.14772); "
-        "`paired`: source and data of equal caption",
+        "`mixture` draws the data of a bridge from a MixtureBridge fitted to all pictures; `paired`: source and data of equal "
+        "caption",
     )
     coupling_epsilon: float = Field(default=0.02, gt=0, description="ε of that transport, times the mean squared distance")
     num_resolutions: int = Field(
@@ -275,13 +223,32 @@ class TrainingConfig(StrictModel):
             raise ValueError(f"objective={self.objective!r}: bridge_matching needs source_dataset, the others take none")
         if self.coupling != "sinkhorn" and self.coupling_epsilon != type(self).model_fields["coupling_epsilon"].default:
             raise ValueError(f"coupling_epsilon={self.coupling_epsilon} needs coupling='sinkhorn'")
-        if self.coupling == "paired" and not bridging:
-            raise ValueError("coupling='paired' pairs two data sets: it needs objective='bridge_matching'")
+        if self.coupling in ("paired", "mixture") and not bridging:
+            raise ValueError(f"coupling={self.coupling!r} pairs two data sets: it needs objective='bridge_matching'")
         fields = type(self).model_fields
         if unread := [name for name in NOT_READ[self.objective] if getattr(self, name) != fields[name].default]:
             raise ValueError(f"{', '.join(unread)}: not used by objective={self.objective!r}")
+        self._check_bridge()
         if self.time_distribution == "uniform" and (self.logit_mean, self.logit_std) != (0.0, 1.0):
             raise ValueError("logit_mean and logit_std need time_distribution='logit_normal'")
         if self.source_dataset is not None and (self.dataset.streaming or self.source_dataset.streaming):
             raise ValueError("objective='bridge_matching' pairs pictures by their place: its data cannot be streamed")
         return self
+
+    def _check_bridge(self) -> None:
+        if (self.bridge_passes or self.coupling == "mixture") and not self.bridge_sigma:
+            asking = f"bridge_passes={self.bridge_passes}" if self.bridge_passes else "coupling='mixture'"
+            raise ValueError(f"{asking} needs bridge_sigma, the scale of the diffusion")
+        if self.max_steps is not None and self.bridge_passes > self.max_steps:
+            raise ValueError(f"bridge_passes={self.bridge_passes} need as many steps, got max_steps={self.max_steps}")
+        if self.bridge_passes and self.lora is not None:
+            raise ValueError("bridge_passes trains two networks, which adapters of one (lora) are not")
+        if self.bridge_passes < 2 and self.bridge_steps != type(self).model_fields["bridge_steps"].default:
+            raise ValueError(f"bridge_steps={self.bridge_steps} needs bridge_passes of at least 2")
+        if self.coupling != "mixture":
+            return
+        conditions = {"caption_column": self.text_encoder, "label_column": self.dataset.label_column}
+        if named := [name for name, value in conditions.items() if value is not None]:
+            raise ValueError(f"coupling='mixture' draws data without captions and labels: set text_encoder and {named} to null")
+        if self.num_resolutions > 1:
+            raise ValueError(f"coupling='mixture' is fitted at one resolution, not num_resolutions={self.num_resolutions}")

@@ -5,6 +5,7 @@ A :class:`Denoiser` gives predictions, ``denoiser(x, t)``; a :class:`CoupledDeno
 references; :func:`sample` follows a scheduler from one prediction to the next.
 """
 
+from .bridge_process import BridgeFlow, BridgeSteps
 from .coarse_to_fine import Stage, plan_stages, sample_coarse_to_fine, set_stages
 from .correctors import LangevinCorrector
 from .coupling import BridgeReport, CoupledDenoiser, ReferenceCoupling, bridge_timesteps, gate_timestep
@@ -16,7 +17,9 @@ from .sampling import SamplingState, sample, set_begin_index, step_arguments
 from .tiles import Tiles
 
 __all__ = [
+    "BridgeFlow",
     "BridgeReport",
+    "BridgeSteps",
     "ClassifierFreeGuidance",
     "CoupledDenoiser",
     "Denoiser",

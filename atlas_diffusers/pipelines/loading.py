@@ -58,7 +58,7 @@ def check_folder(folder: Path, cls: type) -> None:
     if not isinstance(listed.get("_class_name"), str | list):
         raise OSError(f"{index}: _class_name={listed.get('_class_name')!r}; expected the name of a pipeline's class")
     parameters = inspect.signature(cls).parameters
-    options = {name for name, parameter in parameters.items() if parameter.annotation in (int, float)}
+    options = {name for name, parameter in parameters.items() if parameter.annotation in (int, float, float | None)}
     check_values({name: value for name, value in listed.items() if name in options}, cls, index)
     for name, value in listed.items():
         is_component = name in parameters or isinstance(value, list)  # other pipelines list options of their own

@@ -45,6 +45,9 @@ from .references import References, plan_bridge
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from PIL.Image import Image
+
+    from ..bridges import ReferenceShards
 
 
 class AtlasPipeline(AtlasPipelineBase):
@@ -86,7 +89,7 @@ class AtlasPipeline(AtlasPipelineBase):
         prompt_embeds: torch.Tensor | None = None,
         negative_prompt_embeds: torch.Tensor | None = None,
         cross_attention_kwargs: dict | None = None,
-        references: "torch.Tensor | Dataset | References | str | None" = None,
+        references: "torch.Tensor | list[Image] | Dataset | ReferenceShards | References | str | None" = None,
         reference_weights: torch.Tensor | None = None,
         bridge: BridgeConfig | dict | None = None,
         corrector_steps: int = 0,
@@ -123,8 +126,9 @@ class AtlasPipeline(AtlasPipelineBase):
             prompt_embeds, negative_prompt_embeds: text states instead of texts.
             cross_attention_kwargs: ``{"scale": s}`` scales LoRA layers.
             references: clean data that the batch is coupled with by a Schrödinger bridge: pictures in [-1, 1] or latents,
-                ``(m, channels, height, width)``, a dataset with ``image`` and ``text``, or a safetensors file. Samples of
-                one prompt form a group whose references are weighted by the likeness of their captions to it.
+                ``(m, channels, height, width)``, a list of PIL pictures, a folder of them, a dataset with ``image`` and
+                perhaps ``text``, a safetensors file, or :class:`~atlas_diffusers.bridges.ReferenceShards`. Samples of one
+                prompt form a group whose references are weighted by the likeness of their captions to it.
             reference_weights: ``(m,)``, non-negative.
             bridge: fields of :class:`~atlas_diffusers.config.BridgeConfig`; alone, with the pipeline's own references. With
                 ``steps``, these come first, and ``num_inference_steps`` are those of the network below the gate.

@@ -11,10 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..bridges import GatedBridge, SchrodingerBridgeSolver
+from ..bridges.references import ReferenceSet
 from ..conditioning import tokenize
 from ..config import BridgeConfig
 from ..config.reading import validate
 from ..denoising import ReferenceCoupling, SchedulerProcess, bridge_timesteps, gate_timestep
+from ..image_files import decode, on_white, read_folder
 from .latents import encode_latents
 from .loading import named_damage
 from .prompts import Prompts
@@ -31,17 +33,20 @@ class References:
     Clean data that samples are coupled with.
 
     Args:
-        values: pictures in [-1, 1] or latents, ``(m, channels, height, width)``.
+        values: pictures in [-1, 1] or latents, ``(m, channels, height, width)``; or those in files, see
+            :class:`~atlas_diffusers.bridges.ReferenceShards`.
         weights: ``(m,)``, non-negative; ``None`` is uniform.
         captions: m texts, which prompts are compared with; ``None`` weights all prompts alike.
     """
 
-    values: torch.Tensor
+    values: torch.Tensor | ReferenceSet
     weights: torch.Tensor | None = None
     captions: list[str] | None = None
 
     def save(self, file: Path) -> None:
-        """Write one safetensors file."""
+        """Write one safetensors file; ``ValueError`` for references that are in files already."""
+        if isinstance(self.values, ReferenceSet):
+            raise ValueError(f"{type(self.values).__name__} lie in files of their own: they are not saved with a pipeline")
         tensors = {"references": self.values.contiguous()}
         if self.weights is not None:
             tensors["weights"] = self.weights.contiguous()
@@ -64,33 +69,53 @@ class References:
 
 
 def read_references(pipeline: "AtlasPipelineBase", given: Any, weights: Any, height: int, width: int) -> References:
-    """References in the space that is sampled, from a tensor, a file, a dataset with ``image`` and ``text``."""
-    if isinstance(given, (str, Path)):
-        given = References.load(given)
-    elif isinstance(given, torch.Tensor):
+    """
+    References in the space that is sampled.
+
+    Args:
+        given: a tensor, a safetensors file, a folder of pictures, a list of PIL pictures, a data set with ``image`` and, if it
+            has captions, ``text``, or shards of files.
+
+    Raises:
+        ValueError: for anything else, and shapes that do not fit; ``OSError`` for what cannot be read.
+    """
+    if isinstance(given, str | Path):
+        given = read_folder(str(given), "train", "auto") if Path(given).is_dir() else References.load(given)
+    if isinstance(given, torch.Tensor | ReferenceSet):
         given = References(given)
     elif not isinstance(given, References):
-        captions = list(given["text"]) if "text" in given.column_names else None
-        images = [on_white(image) for image in given["image"]]
-        given = References(pipeline.image_processor.preprocess(images, height, width), captions=captions)
+        given = _of_pictures(pipeline, given, height, width)
     weights = given.weights if weights is None else torch.as_tensor(weights)
     return References(_to_sampled_space(pipeline, given.values, height, width), weights, given.captions)
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """A picture as RGB, what is transparent in it white."""
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+def _of_pictures(pipeline: "AtlasPipelineBase", given: Any, height: int, width: int) -> References:
+    """A list of PIL pictures, or a data set, decoded or not."""
+    columns = getattr(given, "column_names", None)
+    listed = isinstance(given, list | tuple) and given and all(isinstance(image, Image.Image) for image in given)
+    if not listed and (columns is None or "image" not in columns):
+        found = f"a data set with columns {columns}" if columns else f"{type(given).__name__} {given!r:.60}"
+        raise ValueError(
+            "references must be a tensor, ReferenceShards, a safetensors file, a folder, a list of PIL pictures or a data set "
+            f"with a column image; got {found}"
+        )
+    grey = pipeline.vae is None and pipeline.unet.config.in_channels == 1
+    pictures = []
+    for index, image in enumerate(given if listed else given["image"]):
+        image = on_white(image) if isinstance(image, Image.Image) else decode(image, index)
+        pictures.append(image.convert("L" if grey else "RGB"))
+    captions = list(given["text"]) if columns and "text" in columns and any(given["text"]) else None
+    return References(pipeline.image_processor.preprocess(pictures, height, width), captions=captions)
 
 
 @torch.no_grad()
-def _to_sampled_space(pipeline: "AtlasPipelineBase", values: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def _to_sampled_space(pipeline: "AtlasPipelineBase", values: Any, height: int, width: int) -> Any:
     factor, vae = pipeline.vae_scale_factor, pipeline.vae
     latent = (pipeline.unet.config.in_channels, height // factor, width // factor)
     if tuple(values.shape[1:]) == latent:
         return values
-    if vae is None or tuple(values.shape[1:]) != (3, height, width):
-        pictures = "" if vae is None else f" or pictures {(3, height, width)}"
+    if vae is None or isinstance(values, ReferenceSet) or tuple(values.shape[1:]) != (3, height, width):
+        pictures = "" if vae is None or isinstance(values, ReferenceSet) else f" or pictures {(3, height, width)}"
         raise ValueError(f"references have shape {tuple(values.shape[1:])}; expected {latent}{pictures}")
     device, dtype = pipeline._execution_device, vae.dtype
     return torch.cat([encode_latents(vae, part.to(device, dtype), sample_mode="argmax") for part in values.split(8)])
@@ -165,7 +190,9 @@ def plan_bridge(
         raise ValueError(f"the bridge needs a network with as many channels out as in, got {channels[1]} and {channels[0]}")
     config = bridge if isinstance(bridge, BridgeConfig) else validate(BridgeConfig, dict(bridge or {}))
     found = read_references(pipeline, stored if references is None else references, weights, height, width)
-    values = found.values.to(pipeline._execution_device, torch.promote_types(pipeline.unet.dtype, torch.float32))
+    values = found.values
+    if isinstance(values, torch.Tensor):
+        values = values.to(pipeline._execution_device, torch.promote_types(pipeline.unet.dtype, torch.float32))
     options = {name: getattr(config, name) for name in ("epsilon", "rho", "tolerance", "max_iterations", "solver_type")}
     if prompts.prompt is None or found.captions is None or pipeline.text_encoder is None:
         solver = SchrodingerBridgeSolver(values, found.weights, **options)

@@ -90,29 +90,33 @@ def load_emoji(split: str = "all", categories: list[str] | None = None):
     return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
-def load_digits(split: str = "all"):
+def load_digits(split: str = "all", categories: list[str] | None = None):
     """
     1,797 handwritten digits, grey, 8x8 pixels of 17 levels (Alpaydin & Kaynak 1998, CC BY 4.0; see ``digits/NOTICE``).
 
     Args:
         split: `train`, `test` (every tenth digit) or `all`.
+        categories: keep only these, of `zero` to `nine`.
 
     Returns:
         ``datasets.Dataset`` with columns ``image`` (PIL), ``text`` (`zero` to `nine`) and ``label`` (0 to 9).
 
     Raises:
-        ValueError: for an unknown split.
+        ValueError: for an unknown split or category.
     """
     import datasets
     from PIL import Image
 
     if split not in SPLITS:
         raise ValueError(f"split={split!r}; allowed are {SPLITS}")
+    if unknown := sorted(set(categories or ()) - set(DIGITS)):
+        raise ValueError(f"categories {unknown} are unknown; allowed are {list(DIGITS)}")
     with Image.open(FOLDER / "digits" / "sheet.png") as file:
         sheet = file.convert("L")
     labels = [int(label) for label in (FOLDER / "digits" / "labels.txt").read_text().strip()]
     columns = sheet.width // DIGIT_TILE
     chosen = [i for i in range(len(labels)) if split == "all" or (i % 10 == 0) == (split == "test")]
+    chosen = [i for i in chosen if categories is None or DIGITS[labels[i]] in categories]
     corners = [(i % columns * DIGIT_TILE, i // columns * DIGIT_TILE) for i in chosen]
     images = [sheet.crop((x, y, x + DIGIT_TILE, y + DIGIT_TILE)) for x, y in corners]
     rows = {"image": images, "text": [DIGITS[labels[i]] for i in chosen], "label": [labels[i] for i in chosen]}

@@ -2,10 +2,11 @@
 
 from .bridge_matching import brownian_bridge
 from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
-from .couplings import PlanSampler, sinkhorn_pairs
+from .couplings import MixtureCoupling, PlanSampler, sinkhorn_pairs
 from .data import BridgePairs, PictureDataset
 from .evaluation import Evaluator, write_evaluation
 from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
+from .markovian_fitting import MarkovianFitting
 from .order import StepSampler, StreamSampler
 from .sources import load_training_data
 from .stopping import TrainingStopped
@@ -14,6 +15,8 @@ from .trainer import Trainer
 __all__ = [
     "BridgePairs",
     "Evaluator",
+    "MarkovianFitting",
+    "MixtureCoupling",
     "PictureDataset",
     "PlanSampler",
     "StepSampler",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..bridges import MixtureBridge
 from ..transport import entropic_transport
 
 
@@ -96,3 +97,27 @@ class PlanSampler:
         x, y = self._x.flatten(1).float(), self._y.flatten(1).float()
         plan = entropic_transport(x, y, self.epsilon, tolerance=self.tolerance).plan
         self._cumulative = plan.flatten().double().cumsum(0)
+
+
+class MixtureCoupling:
+    r"""
+    Pairs (x, y) with y drawn given x from a :class:`~atlas_diffusers.bridges.MixtureBridge` fitted to all samples, so that y
+    are samples of the fit, not of the data. Coordinates that are constant in the data stay so.
+
+    Args:
+        source, target: samples, (n, ...) and (m, ...).
+        sigma: σ, in the unit of the data.
+        seed: of the fit.
+    """
+
+    def __init__(self, source: torch.Tensor, target: torch.Tensor, sigma: float, seed: int = 0):
+        x, y = source.flatten(1).double(), target.flatten(1).double()
+        self.constant, self.varies = y[0], y.amax(0) > y.amin(0)
+        self.bridge = MixtureBridge(seed=seed).fit(x[:, self.varies], y[:, self.varies], sigma**2)
+
+    def __call__(self, source: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """y for every x, like ``source``, (n, ...)."""
+        x = source.flatten(1).double().cpu()
+        y = self.constant.repeat(len(x), 1)
+        y[:, self.varies] = self.bridge.sample(x[:, self.varies], generator)
+        return y.view(source.shape).to(source)

@@ -10,7 +10,7 @@ from PIL import Image, ImageColor, ImageOps
 from torch.utils.data import Dataset
 
 from ..config import DatasetConfig
-from ..pictures.reading import decode, size_of
+from ..image_files import decode, size_of
 from .buckets import bucket_sizes, nearest_size
 
 CAPTIONS_OF_STREAM, SHOWN = 10_000, 5

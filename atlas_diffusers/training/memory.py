@@ -90,9 +90,11 @@ def _step_memory(config: TrainingConfig, unet: torch.nn.Module, text_encoder: An
         if text_encoder is not None:
             ids = torch.zeros(size, text_encoder.config.max_position_embeddings, dtype=torch.long)
             states = text_encoder(ids).last_hidden_state
-        output = unet(torch.empty(size, unet.config.in_channels, side, side), torch.zeros(size), states, class_labels=labels)
-        output.sample.square().mean().backward()
-    networks = [network for network in (unet, text_encoder) if network is not None]
+        inputs = torch.empty(size, unet.config.in_channels, side, side), torch.zeros(size), states
+        # the first pass of a diffusion fits two such networks at once
+        drifts = [unet] * (2 if config.bridge_passes else 1)
+        torch.stack([drift(*inputs, class_labels=labels).sample.square().mean() for drift in drifts]).sum().backward()
+    networks = [*drifts, *([] if text_encoder is None else [text_encoder])]
     every = [p for network in networks for p in network.parameters()]
     trained = sum(p.numel() for p in every if p.requires_grad)
     frozen = sum(p.numel() for p in every) - trained

@@ -1,5 +1,7 @@
 """What a recipe trains: new networks, or those of a pipeline, and the noise process."""
 
+import copy
+
 import torch
 
 import atlas_diffusers
@@ -10,7 +12,7 @@ from ..models import AtlasTransformer2DModel, AtlasUNet2DModel
 from ..pipelines.prompts import reads_text
 from .lora import add_adapters
 from .losses import loss_weighting
-from .objectives import OBJECTIVES
+from .objective_table import objective_class
 from .parts import Networks, build_part, load_autoencoder, pixels_of_latent
 
 NETWORKS = {network.__name__: network for network in (AtlasUNet2DModel, AtlasTransformer2DModel)}
@@ -35,7 +37,7 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
             process = start.scheduler.config
         if config.lora is not None:
             add_adapters(networks.unet, networks.text_encoder, config.lora)
-    networks.scheduler = OBJECTIVES[config.objective].build_scheduler(config, process)
+    networks.scheduler = objective_class(config).build_scheduler(config, process)
     _freeze(networks, config)
     if config.gradient_checkpointing:
         networks.unet.enable_gradient_checkpointing()
@@ -48,6 +50,8 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     if config.cache_text_embeddings and networks.text_encoder is None:
         raise ValueError("cache_text_embeddings: there is no text encoder")
     networks.unet.to(memory_format=torch.channels_last)
+    if config.bridge_passes:
+        networks.backward_unet = copy.deepcopy(networks.unet)
     return networks
 
 
@@ -67,7 +71,7 @@ def check_recipe(config: TrainingConfig) -> None:
     if config.init_from is None and config.model and config.vae is None:
         with torch.device("meta"):
             new_network(config)
-    OBJECTIVES[config.objective].build_scheduler(config, {})
+    objective_class(config).build_scheduler(config, {})
     if config.loss_weighting is not None:
         loss_weighting(**config.loss_weighting)
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -15,7 +14,6 @@ from ..conditioning import tokenize
 from ..config import TrainingConfig
 from ..pipelines.latents import encode_latents
 from ..schedules import Flow
-from .bridge_matching import brownian_bridge
 from .couplings import sinkhorn_pairs
 from .losses import denoising_loss, flow_times, loss_weighting, offset_noise, stratified_timesteps
 from .parts import FLOW_SCHEDULERS, Networks, scheduler_from_dict
@@ -38,6 +36,8 @@ class Objective:
     """
 
     pipeline = "AtlasPipeline"
+    step = 0
+    """Of the run, set before its loss is asked for."""
 
     def __init__(
         self, config: TrainingConfig, accelerator: Accelerator, networks: Networks, wrapped: dict, embeddings: Any = None
@@ -94,10 +94,26 @@ class Objective:
     def _share(self, everywhere: torch.Tensor) -> torch.Tensor:
         return everywhere.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
 
+    def prepare(self, dataset: Any) -> None:
+        """Compute what takes all the data, before the first step; here nothing."""
+
+    @property
+    def begins_pass(self) -> bool:
+        """Whether the weights are to be replaced by their averages before this step."""
+        return False
+
     def _predict(
         self, sample: torch.Tensor, timesteps: torch.Tensor, batch: dict, own: list[torch.Generator]
     ) -> torch.Tensor:
         """The network's output, some captions and labels dropped for guidance."""
+        return self._output("unet", sample, timesteps, *self._conditions(batch, own))
+
+    def _output(self, network: str, sample: torch.Tensor, timesteps: torch.Tensor, context: Any, labels: Any) -> torch.Tensor:
+        timesteps = timesteps.to(self.accelerator.device, non_blocking=True)
+        return self.wrapped[network](sample, timesteps, context, class_labels=labels).sample
+
+    def _conditions(self, batch: dict, own: list[torch.Generator]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Text states and labels, some dropped for guidance."""
         device = self.accelerator.device
         kept = torch.cat([torch.rand(1, generator=each) for each in own]) >= self.config.caption_dropout
         labels = context = None
@@ -108,7 +124,7 @@ class Objective:
         if self.tokenizer is not None:
             texts = [text if keep else "" for text, keep in zip(batch["text"], kept.tolist())]
             context = self._context(texts)
-        return self.wrapped["unet"](sample, timesteps.to(device, non_blocking=True), context, class_labels=labels).sample
+        return context, labels
 
     def _context(self, texts: list[str]) -> torch.Tensor:
         device = self.accelerator.device
@@ -167,31 +183,3 @@ class FlowMatching(Denoising):
         # half a step from either end, where weights are infinite
         times = times.clamp(0.5 / steps, 1 - 0.5 / steps)
         return times * steps, 1 - times, times
-
-
-class BridgeMatching(Objective):
-    r"""
-    ``E ‖v_θ(x_s, s) − dx_s/ds‖²`` on Brownian bridges from the data (s = 0) to the source (s = 1), the direction and the time
-    ``s T`` of Diffusers' flow-matching schedulers.
-    """
-
-    pipeline = "AtlasBridgePipeline"
-
-    @staticmethod
-    def build_scheduler(config: TrainingConfig, start: dict):
-        """Diffusers' Euler."""
-        return FlowMatchEulerDiscreteScheduler()
-
-    def loss(self, data: Any, batch: dict, own: Any, generator: Any, halvings: int):
-        c, steps = self.config, self.scheduler.config.num_train_timesteps
-        source = self._halved(self._encoded(batch, "source", own), halvings)
-        if c.coupling == "sinkhorn":
-            source = source[sinkhorn_pairs(source, data, c.coupling_epsilon, generator, relative=True)]
-        # half a step from either end, where the velocity of a Brownian bridge is infinite
-        s = (self._timesteps(len(data), generator) + 0.5) / steps
-        noise = randn_tensor(data.shape, own, data.device, data.dtype)
-        x, velocity = brownian_bridge(source, data, 1 - s.to(data), c.bridge_sigma, noise)
-        return (self._predict(x, s * steps, batch, own) + velocity).square().mean()
-
-
-OBJECTIVES = {"denoising": Denoising, "flow_matching": FlowMatching, "bridge_matching": BridgeMatching}

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Sampler
 
 from ..config import DatasetConfig
-from ..pictures.reading import decode
+from ..image_files import decode
 
 SEED_STRIDE = 1_000_003
 

@@ -13,7 +13,7 @@ from ..pictures.sheets import labelled_grid, to_pictures
 from .data import BridgePairs, PictureDataset
 from .evaluation import Evaluator, call_inputs
 from .lora import write_adapters
-from .objectives import OBJECTIVES
+from .objective_table import objective_class
 from .parts import Networks
 from .sources import load_training_data
 
@@ -37,7 +37,10 @@ def load_pictures(config: TrainingConfig, target: DatasetConfig) -> PictureDatas
 
 def build_pipeline(config: TrainingConfig, parts: Networks, networks: dict[str, torch.nn.Module]):
     """The pipeline around the trained networks, or copies of them."""
-    pipeline = getattr(atlas_diffusers, OBJECTIVES[config.objective].pipeline)(
+    diffusion = {}
+    if config.bridge_passes:
+        diffusion = {"backward_unet": networks["backward_unet"], "bridge_sigma": config.bridge_sigma}
+    pipeline = getattr(atlas_diffusers, objective_class(config).pipeline)(
         unet=networks["unet"],
         scheduler=parts.scheduler,
         vae=parts.vae,
@@ -45,6 +48,7 @@ def build_pipeline(config: TrainingConfig, parts: Networks, networks: dict[str, 
         tokenizer=parts.tokenizer,
         default_guidance_scale=config.guidance_scale,
         default_num_inference_steps=config.sample_steps,
+        **diffusion,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -57,8 +61,9 @@ def save_result(config: TrainingConfig, parts: Networks, networks: dict[str, tor
         write_adapters(folder, networks, dtype)
     else:
         copies = {name: copy.deepcopy(network) for name, network in networks.items()}
-        if copies["unet"].dtype != dtype:
-            copies["unet"].to(dtype)
+        for name in ("unet", "backward_unet"):
+            if name in copies and copies[name].dtype != dtype:
+                copies[name].to(dtype)
         build_pipeline(config, parts, copies).save_pretrained(folder)
     (folder / "recipe.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 

@@ -16,13 +16,19 @@ FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteSche
 
 @dataclass
 class Networks:
-    """Parts of a pipeline; ``text_encoder``, ``tokenizer`` and ``vae`` may be ``None``."""
+    """Parts of a pipeline; ``text_encoder``, ``tokenizer``, ``vae`` and ``backward_unet`` may be ``None``."""
 
     unet: torch.nn.Module
     text_encoder: torch.nn.Module | None
     tokenizer: object | None
     vae: torch.nn.Module | None
     scheduler: object
+    backward_unet: torch.nn.Module | None = None
+
+    def every(self) -> list[torch.nn.Module]:
+        """All networks that there are."""
+        networks = (self.unet, self.backward_unet, self.text_encoder, self.vae)
+        return [network for network in networks if network is not None]
 
 
 def load_autoencoder(source: str) -> diffusers.AutoencoderKL:

@@ -28,8 +28,8 @@ CONTENTS = {
 
 def origin_of(config: TrainingConfig, parts: Networks, pictures: PictureDataset | Annotated, processes: int) -> dict[str, Any]:
     """What tells a run from another: the recipe, the processes, and what it reads that the recipe only names."""
-    networks = tuple(network for network in (parts.unet, parts.text_encoder, parts.vae) if network is not None)
-    contents = {"data": data_fingerprint(pictures), "frozen": fingerprint(networks=networks, frozen_only=True)}
+    frozen = fingerprint(networks=tuple(parts.every()), frozen_only=True)
+    contents = {"data": data_fingerprint(pictures), "frozen": frozen}
     if parts.tokenizer is not None:
         contents["tokenizer"] = tokenizer_fingerprint(parts.tokenizer)
     return origin(config.model_dump(mode="json"), processes, contents)

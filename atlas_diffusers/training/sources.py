@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ..config import DatasetConfig
+from ..image_files import read_folder
 from ..pretrained import load_digits, load_emoji, load_pictograms
-from .folders import read_folder
 
 STREAM_SHARDS = 64
 
@@ -44,7 +44,7 @@ def _load(config: DatasetConfig):
     if config.name == "embedded:pictograms":
         return load_pictograms(config.split, config.styles, config.categories)
     if config.name == "embedded:digits":
-        return load_digits(config.split)
+        return load_digits(config.split, config.categories)
     if config.name == "imagefolder":
         return _load_folder(config.root, options)
     if (folder := folder_of(config)) is not None:

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from ..config import DatasetConfig, TrainingConfig
-from ..pictures.reading import decode
+from ..image_files import decode
 from .data import PictureDataset
 from .deriving import derive_model
 from .sources import load_training_data

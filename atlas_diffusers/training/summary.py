@@ -34,8 +34,7 @@ def summarise(
         start: the checkpoint that the run goes on from.
         processes: of the run, each with a batch of its own.
     """
-    networks = [network for network in (parts.unet, parts.text_encoder, parts.vae) if network is not None]
-    every = sum(p.numel() for network in networks for p in network.parameters())
+    every = sum(p.numel() for network in parts.every() for p in network.parameters())
     name = type(parts.unet).__name__
     rows = {
         "data": _data(config, pictures),

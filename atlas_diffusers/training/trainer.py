@@ -22,7 +22,7 @@ from .deriving import complete_recipe
 from .evaluation import Evaluator, write_evaluation
 from .locking import RunLock
 from .networks import build_networks, side_multiple
-from .objectives import OBJECTIVES
+from .objective_table import objective_class
 from .order import SEED_STRIDE, StepSampler, StreamSampler
 from .outputs import build_evaluator, build_pipeline, load_pictures, save_grid, save_result
 from .processes import join_processes
@@ -37,7 +37,7 @@ logger = logging.get_logger(__name__)
 
 class Trainer:
     """
-    Trains a network (and a text encoder, if the recipe has one), or adapters, by one of ``OBJECTIVES``.
+    Trains a network (and a text encoder, if the recipe has one), or adapters, by one of :data:`~.objective_table.OBJECTIVES`.
 
     Every random number is a function of the seed and of a picture's place in the run: processes share them as one process would
     have them, and a resumed run repeats exactly what an uninterrupted one does.
@@ -65,10 +65,12 @@ class Trainer:
         self.buckets = None
         if config.dataset.aspect_buckets:
             self.buckets = self.pictures.choose_sizes(side_multiple(self.parts, config))
-        modules = {"unet": self.parts.unet, "text_encoder": self.parts.text_encoder}
+        trainable = ("unet", "backward_unet", "text_encoder")
+        modules = {name: getattr(self.parts, name) for name in trainable}
         self.networks = {name: module for name, module in modules.items() if module is not None}
         self._build_optimizer()
-        self.objective = OBJECTIVES[config.objective](config, self.accelerator, self.parts, self.wrapped, self._caches())
+        self.objective = objective_class(config)(config, self.accelerator, self.parts, self.wrapped, self._caches())
+        self.objective.prepare(self.pictures)
         self.origin = origin_of(config, self.parts, self.pictures, self.accelerator.num_processes)
         self.step, self.skipped, self.streams = 0, 0, None
         if (checkpoint := latest_checkpoint(self.folder)) is not None:
@@ -218,7 +220,9 @@ class Trainer:
         )
 
     def _optimizer_step(self, batches: Any) -> torch.Tensor:
-        c, accelerator = self.config, self.accelerator
+        c, accelerator, self.objective.step = self.config, self.accelerator, self.step
+        if self.objective.begins_pass:
+            self.ema.copy_to(self.parameters)
         seed = c.seed * SEED_STRIDE + self.step
         generator, device = torch.Generator().manual_seed(seed), accelerator.device
         total = torch.zeros((), device=device)

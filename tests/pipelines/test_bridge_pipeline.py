@@ -2,16 +2,19 @@
 
 import logging
 
+import datasets
 import diffusers
+import numpy as np
 import pytest
 import torch
 from conftest import build_tiny_pipeline, seeded
 from datasets import Dataset
 from PIL import Image
+from safetensors.torch import save_file
 
 import atlas_diffusers
 from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline
-from atlas_diffusers.bridges import SchrodingerBridgeSolver
+from atlas_diffusers.bridges import ReferenceShards, SchrodingerBridgeSolver
 from atlas_diffusers.config import BridgeConfig
 from atlas_diffusers.denoising import noise_level
 
@@ -141,6 +144,55 @@ def test_reference_weights_choose_too(tiny_pipeline):
     weights = torch.tensor([0.0, 0, 1, 0, 0, 0])
     out = run(tiny_pipeline, references=references(), reference_weights=weights, bridge=ALWAYS)
     torch.testing.assert_close(out.images, references()[2].expand(4, -1, -1, -1))
+
+
+def test_pictures_are_references_wherever_they_lie(tiny_pipeline, tmp_path):
+    """A list of PIL pictures, a folder, data sets decoded and not, and shards give what their tensor gives."""
+    pictures = [to_image(y) for y in references(5)]
+    for index, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{index}.png")
+    tensor = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    tensor = tensor.contiguous()
+    save_file({"references": tensor[:2].contiguous()}, tmp_path / "a.safetensors")
+    save_file({"references": tensor[2:].contiguous()}, tmp_path / "b.safetensors")
+    data = Dataset.from_dict({"image": pictures})
+    shards = ReferenceShards([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+    expected = run(tiny_pipeline, references=tensor, bridge=ALWAYS).images
+    undecoded = data.cast_column("image", datasets.Image(decode=False))
+    for given in (pictures, tuple(pictures), tmp_path, str(tmp_path), data, undecoded, shards):
+        found = run(tiny_pipeline, references=given, bridge=ALWAYS).images
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    tiny_pipeline.set_references(pictures)
+    assert torch.equal(tiny_pipeline.references.values, tensor)
+
+
+def test_captions_of_a_folder_choose_its_references(tiny_pipeline, tmp_path):
+    for index, (picture, caption) in enumerate(zip(references(3), ["red heart", "red heart", "leaf"])):
+        to_image(picture).save(tmp_path / f"{index}.png")
+        (tmp_path / f"{index}.txt").write_text(caption)
+    tiny_pipeline.set_references(tmp_path)
+    assert tiny_pipeline.references.captions == ["red heart", "red heart", "leaf"]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (7, "got int 7"),
+        ([torch.zeros(3, 8, 8)], r"got list \[tensor"),
+        ([], "got list"),
+        (Dataset.from_dict({"text": ["a", "b"]}), r"got a data set with columns \['text'\]"),
+    ],
+)
+def test_what_is_no_reference_is_named(tiny_pipeline, given, message):
+    with pytest.raises(ValueError, match=f"references must be a tensor, ReferenceShards.*{message}"):
+        run(tiny_pipeline, references=given, bridge=ALWAYS)
+
+
+def test_shards_are_not_saved_with_a_pipeline(tiny_pipeline, tmp_path):
+    save_file({"references": references(4)}, tmp_path / "a.safetensors")
+    tiny_pipeline.set_references(ReferenceShards([tmp_path / "a.safetensors"]))
+    with pytest.raises(ValueError, match="ReferenceShards lie in files of their own"):
+        tiny_pipeline.save_pretrained(tmp_path / "pipeline")
 
 
 def test_references_travel_with_a_pipeline(tiny_pipeline, tmp_path):

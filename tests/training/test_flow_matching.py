@@ -15,7 +15,7 @@ from atlas_diffusers import AtlasEulerScheduler, AtlasPipeline
 from atlas_diffusers.config import TrainingConfig, validate
 from atlas_diffusers.training import objectives
 from atlas_diffusers.training.losses import WEIGHTINGS, flow_times, loss_weighting
-from atlas_diffusers.training.objectives import OBJECTIVES
+from atlas_diffusers.training.objective_table import OBJECTIVES
 
 FLOW = {**PLAIN, "objective": "flow_matching", "scheduler": None, "min_snr_gamma": None}
 

@@ -15,7 +15,7 @@ from test_trainer import build, recipe
 
 from atlas_diffusers import AtlasBridgePipeline, AtlasDDIMScheduler, AtlasPipeline, AtlasTransformer2DModel, AtlasUNet2DModel
 from atlas_diffusers.config import DatasetConfig, TrainingConfig, validate
-from atlas_diffusers.training import BridgePairs, PictureDataset, Trainer, objectives
+from atlas_diffusers.training import BridgePairs, PictureDataset, Trainer, bridge_objectives, objectives
 from atlas_diffusers.training.caching import CachedPictures, CaptionCache, TensorCache
 
 PLAIN = {"text_encoder": None, "model": {"cross_attention_levels": [], "addition_embed_type": None}}
@@ -232,8 +232,8 @@ def build_bridge(folder, **changes):
 def test_the_bridge_loss_is_its_formula(tmp_path, monkeypatch):
     run = build_bridge(tmp_path, bridge_sigma=0.3)
     batch, calls, drawn = batch_of(run), record(run, monkeypatch), []
-    plain = objectives.randn_tensor
-    monkeypatch.setattr(objectives, "randn_tensor", lambda *args: (drawn.append(plain(*args)), drawn[-1])[1])
+    plain = bridge_objectives.randn_tensor
+    monkeypatch.setattr(bridge_objectives, "randn_tensor", lambda *args: (drawn.append(plain(*args)), drawn[-1])[1])
     with torch.no_grad():
         loss = run.objective(batch, seeded())
         (x, time, *_), noise = calls[0], drawn[0]

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atlas_diffusers.pictures import reading
-from atlas_diffusers.pictures.reading import decode
+from atlas_diffusers.image_files import decode, reading
 
 
 def stored(image: Image.Image, file_format: str) -> bytes:
