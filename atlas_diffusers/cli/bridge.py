@@ -40,7 +40,7 @@ def read_references(file: Path | None):
     from ..pipelines.references import References
 
     if file is not None:
-        return References.load(file).values.float()
+        return References.load(file).as_tensor().float()
     from diffusers.image_processor import VaeImageProcessor
 
     from ..pretrained import load_emoji

@@ -43,11 +43,15 @@ class References:
     weights: torch.Tensor | None = None
     captions: list[str] | None = None
 
-    def save(self, file: Path) -> None:
-        """Write one safetensors file; ``ValueError`` for references that are in files already."""
+    def as_tensor(self) -> torch.Tensor:
+        """The values in memory; ``ValueError`` for those in files."""
         if isinstance(self.values, ReferenceSet):
             raise ValueError(f"{type(self.values).__name__} lie in files of their own: they are not saved with a pipeline")
-        tensors = {"references": self.values.contiguous()}
+        return self.values
+
+    def save(self, file: Path) -> None:
+        """Write one safetensors file; ``ValueError`` for references that are in files already."""
+        tensors = {"references": self.as_tensor().contiguous()}
         if self.weights is not None:
             tensors["weights"] = self.weights.contiguous()
         save_file(tensors, file, metadata={"captions": json.dumps(self.captions)})
