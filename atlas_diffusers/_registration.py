@@ -27,6 +27,7 @@ NOISE_SCHEDULERS = {
     if name not in STOCK_NAMES
 }
 CLASSES = {
+    "AtlasAutoencoder": ".models",
     "AtlasTransformer2DModel": ".models",
     "AtlasUNet2DModel": ".models",
     **dict.fromkeys([*SAMPLERS.values(), *NOISE_SCHEDULERS.values()], ".schedulers"),

@@ -78,6 +78,9 @@ class TrainingConfig(StrictModel):
     micro_batch_size: int | None = Field(default=None, ge=1, description="pictures a backward pass; must divide batch_size")
     max_steps: int | None = Field(default=None, ge=1, description="optimiser steps; 1000 without `epochs`")
     epochs: int | None = Field(default=None, ge=1, description="passes over the data, instead of max_steps")
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="`muon` orthogonalises the steps of linear layers (arXiv 2502.16982), beside AdamW"
+    )
     learning_rate: float = Field(default=1e-3, gt=0)
     lr_scheduler: Literal["constant_with_warmup", "cosine", "linear"] = "cosine"
     warmup_steps: int = Field(default=100, ge=0)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
-from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..conditioning import token_lists, tokenize
 from ..denoising import BridgeReport
-from ..models import AtlasUNet2DModel
+from ..models import AtlasAutoencoder, AtlasTransformer2DModel, AtlasUNet2DModel
 from ..models.lora_scale import LoraScale
 from .call_state import PerThread, state_of
 from .latents import decode_latents, encode_latents
@@ -63,9 +63,9 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
 
     def __init__(
         self,
-        unet: AtlasUNet2DModel | UNet2DConditionModel,
+        unet: AtlasUNet2DModel | AtlasTransformer2DModel | UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        vae: AutoencoderKL | None = None,
+        vae: AutoencoderKL | AutoencoderTiny | AtlasAutoencoder | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
         default_num_inference_steps: int = 50,

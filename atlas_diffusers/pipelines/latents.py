@@ -11,7 +11,7 @@ def encode_latents(vae: Any, pixels: torch.Tensor, generator: Any = None, sample
     ``scaling_factor · z``, z drawn from the encoder's Gaussian or, with ``sample_mode="argmax"``, its mean.
 
     Args:
-        vae: an ``AutoencoderKL``.
+        vae: ``AutoencoderKL`` or, without a Gaussian, ``AutoencoderTiny`` or ``AtlasAutoencoder``.
         pixels: (batch, channels, height, width) in [-1, 1].
         generator: a ``torch.Generator`` that draws z, or a list with one a picture.
         sample_mode: `sample` or `argmax`.

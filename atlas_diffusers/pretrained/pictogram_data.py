@@ -21,6 +21,10 @@ STYLES = {
 PICTOGRAM_SPLITS = ("train", "held_out_pairs", "held_out_things", "all")
 PLAIN = ("{n}", "a {n}", "{n} emoji", "a picture of a {n}")
 STYLED = ("{n}, {s} style", "a {n} in {s} style", "{s} {n}", "{n} {s}", "a {s} picture of a {n}")
+COLOURED = ("{n} in {c}", "{n}, {c}")
+COLOURS = (
+    "red", "pink", "orange", "yellow", "green", "blue", "purple", "brown", "black", "grey", "white", "light blue",
+)  # fmt: skip
 CAPTIONS = 16
 
 
@@ -60,15 +64,21 @@ def with_article(caption: str) -> str:
     return " ".join(spelled)
 
 
+def coloured(name: str) -> list[str]:
+    """``"red heart"`` -> ``["heart in red", "heart, red"]``; empty where the name does not begin with a colour."""
+    found = [colour for colour in COLOURS if name.startswith(f"{colour} ")]
+    return [wording.format(n=name.removeprefix(f"{c} "), c=c) for c in found for wording in COLOURED]
+
+
 def pictogram_captions(thing: dict, style: str) -> list[str]:
     """
     Captions of a drawing, with and without article and style, in several wordings; one without a style means any style.
 
-    Of 21 captions about 9 have the name of the thing, 8 one of its other names, 2 the last word of its name, and 2 are a pair
-    of keywords. The draw belongs to the name and the style.
+    Of 21 captions about 9 have the name of the thing (or its colour behind it), 8 one of its other names, 2 the last word of
+    its name, and 2 are a pair of keywords. The draw belongs to the name and the style.
     """
     choice = random.Random(_hash(f"captions of {thing['name']}/{style}"))
-    pools = [[thing["name"]], thing["names"], thing["name"].split()[-1:]]
+    pools = [[thing["name"], *coloured(thing["name"])], thing["names"], thing["name"].split()[-1:]]
     captions = []
     for index in range(CAPTIONS):
         wording = choice.choice(STYLES[style])

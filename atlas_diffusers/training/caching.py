@@ -72,6 +72,17 @@ class TensorCache:
         return self.__dict__ | {"_open": {}}
 
 
+NO_VARIANCE = -30.0  # the smallest log-variance that Diffusers' Gaussian has
+
+
+def latent_moments(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """Mean and log-variance of latents, (batch, 2·channels, height, width); those of ``AUTOENCODERS`` but the first have no variance."""
+    encoded = vae.encode(pixels)
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.parameters
+    return torch.cat([encoded.latents, torch.full_like(encoded.latents, NO_VARIANCE)], 1)
+
+
 class CachedPictures(Annotated):
     """
     Items of ``dataset`` with, instead of pixels, the ``moments`` (2·channels, height, width) of the Gaussian that an
@@ -79,7 +90,7 @@ class CachedPictures(Annotated):
 
     Args:
         dataset: pictures; with flips both sides are encoded.
-        vae: an ``AutoencoderKL``.
+        vae: one of ``AUTOENCODERS``.
         folder: where the shards are kept.
     """
 
@@ -92,7 +103,7 @@ class CachedPictures(Annotated):
         def compute(places: range) -> torch.Tensor:
             pixels = [plain[place // self.sides, 0]["pixels"] for place in places]
             turned = [p.flip(-1) if place % self.sides else p for p, place in zip(pixels, places)]
-            return vae.encode(torch.stack(turned).to(vae.device, vae.dtype)).latent_dist.parameters
+            return latent_moments(vae, torch.stack(turned).to(vae.device, vae.dtype))
 
         name = fingerprint(self.config.model_dump_json(), data_fingerprint(dataset), networks=(vae,))
         self.moments = TensorCache(folder / f"latents-{name}", self.sides * len(dataset), compute)

@@ -12,6 +12,7 @@ import atlas_diffusers
 from ..config import unknown_key
 
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AtlasAutoencoder")
 
 
 @dataclass
@@ -31,10 +32,13 @@ class Networks:
         return [network for network in networks if network is not None]
 
 
-def load_autoencoder(source: str) -> diffusers.AutoencoderKL:
+def load_autoencoder(source: str) -> torch.nn.Module:
     """That of a pipeline, by folder or hub id, or one that lies in a folder by itself; ``OSError`` if there is none."""
-    alone = (Path(source) / "config.json").is_file()
-    return diffusers.AutoencoderKL.from_pretrained(source, subfolder=None if alone else "vae", torch_dtype=torch.float32)
+    where = {} if (Path(source) / "config.json").is_file() else {"subfolder": "vae"}
+    name = diffusers.AutoencoderKL.load_config(source, **where)["_class_name"]
+    if name not in AUTOENCODERS:
+        raise ValueError(f"vae={source!r} is of class {name}; allowed are {', '.join(AUTOENCODERS)}")
+    return getattr(diffusers, name).from_pretrained(source, torch_dtype=torch.float32, **where)
 
 
 def pixels_of_latent(vae: torch.nn.Module | None) -> int:

@@ -23,6 +23,7 @@ from .evaluation import Evaluator, write_evaluation
 from .locking import RunLock
 from .networks import build_networks, side_multiple
 from .objective_table import objective_class
+from .optimizers import build_optimizer, named_weights
 from .order import SEED_STRIDE, StepSampler, StreamSampler
 from .outputs import build_evaluator, build_pipeline, load_pictures, save_grid, save_result
 from .processes import join_processes
@@ -94,12 +95,9 @@ class Trainer:
 
     def _build_optimizer(self) -> None:
         c, device = self.config, self.accelerator.device
-        named = {f"{part}.{name}": p for part, module in self.networks.items() for name, p in module.named_parameters()}
-        named = {name: p for name, p in named.items() if p.requires_grad}
+        named = named_weights(self.networks)
         self.parameters = list(named.values())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=c.learning_rate, betas=(0.9, 0.99), weight_decay=c.weight_decay, fused=True
-        )
+        self.optimizer = build_optimizer(c.optimizer, self.networks, c.learning_rate, c.weight_decay)
         self.lr_scheduler = get_scheduler(
             c.lr_scheduler, self.optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.max_steps
         )

@@ -14,6 +14,7 @@ from atlas_diffusers.pretrained import load_pictograms
 from atlas_diffusers.pretrained.pictogram_data import (
     FOLDER,
     STYLES,
+    coloured,
     pictogram_captions,
     pictogram_splits,
     things,
@@ -114,6 +115,24 @@ def test_captions_belong_to_name_and_style():
     assert captions == pictogram_captions(thing, "flat") != pictogram_captions(thing, "noto")
     assert any("car" in caption.split() for caption in captions)
     assert all(caption == caption.lower() for caption in captions)
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ("red heart", ["heart in red", "heart, red"]),
+        ("light blue heart", ["heart in light blue", "heart, light blue"]),
+        ("blueberries", []),
+        ("orange", []),
+    ],
+)
+def test_a_colour_may_stand_behind(given, expected):
+    assert coloured(given) == expected
+
+
+def test_captions_have_colours_behind(everything):
+    captions = [caption for row in everything if row["name"] == "red heart" for caption in row["captions"]]
+    assert any("heart in red" in caption or "heart, red" in caption for caption in captions)
 
 
 @pytest.mark.parametrize(

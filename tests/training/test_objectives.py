@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import build_tiny_unet, seeded
 from datasets import Dataset, Features, Image, Value
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, VQModel
 from safetensors.torch import load_file
 from stock_pipelines import build_stock_pipeline, silence
 from test_trainer import build, recipe
@@ -17,6 +17,7 @@ from atlas_diffusers import AtlasBridgePipeline, AtlasDDIMScheduler, AtlasPipeli
 from atlas_diffusers.config import DatasetConfig, TrainingConfig, validate
 from atlas_diffusers.training import BridgePairs, PictureDataset, Trainer, bridge_objectives, objectives
 from atlas_diffusers.training.caching import CachedPictures, CaptionCache, TensorCache
+from atlas_diffusers.training.parts import load_autoencoder
 
 PLAIN = {"text_encoder": None, "model": {"cross_attention_levels": [], "addition_embed_type": None}}
 
@@ -148,6 +149,27 @@ def test_cached_latents_and_captions_train_as_fresh_ones(tmp_path, latent_pipeli
     with torch.no_grad():
         losses = [run.objective(batch, seeded()) for run, batch in zip((plain, cached), batches)]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+
+
+def test_latents_without_variance_are_cached_as_they_are(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoencoderTiny(latent_channels=4, scaling_factor=0.5).save_pretrained(tmp_path / "vae")
+    changes = {"vae": str(tmp_path / "vae"), "model": {"patch_size": 1, "attention_levels": []}, "dataset": {"resolution": 64}}
+    plain, cached = (build(tmp_path / f"{flag}", cache_latents=flag, **changes) for flag in (False, True))
+    batches = [torch.utils.data.default_collate([run.dataset[i, 5 * i] for i in range(6)]) for run in (plain, cached)]
+    own = [seeded(i) for i in range(6)]
+    found = [run.objective._encoded(batch, "pixels", own) for run, batch in zip((plain, cached), batches)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(found[0], plain.parts.vae.encode(batches[0]["pixels"]).latents / 2)
+
+
+def test_autoencoders_of_other_classes_are_refused(tmp_path):
+    with torch.random.fork_rng():
+        VQModel(block_out_channels=(8,), norm_num_groups=8).save_pretrained(tmp_path / "vae")
+    with pytest.raises(ValueError, match="class VQModel; allowed are AutoencoderKL, AutoencoderTiny"):
+        load_autoencoder(str(tmp_path / "vae"))
 
 
 def test_a_cache_is_made_once(tmp_path, latent_pipeline, monkeypatch):

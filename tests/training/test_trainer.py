@@ -182,8 +182,9 @@ def test_a_resumed_run_ends_bit_equal(tmp_path, monkeypatch, finished):
         {"lr_scheduler": "linear", "dataset": {"num_workers": 1}},
         {"lr_scheduler": "constant_with_warmup", "micro_batch_size": 4, "weight_decay": 0.1, "model": {"dropout": 0.2}},
         {"coupling": "sinkhorn", "offset_noise": 0.1, "min_snr_gamma": None, "p2_gamma": 1.0},
+        {"optimizer": "muon", "weight_decay": 0.1},
     ],
-    ids=["workers", "accumulation-dropout", "coupling"],
+    ids=["workers", "accumulation-dropout", "coupling", "muon"],
 )
 def test_resuming_is_exact_whatever_the_recipe(tmp_path, monkeypatch, changes):
     changes = {"max_steps": 3, "checkpoint_interval": 1, **changes}
