@@ -3,8 +3,8 @@
     python training/train_autoencoder.py outputs/pictograms-vae
     python training/train_autoencoder.py outputs/pictograms-vae-2 --start outputs/pictograms-vae --freeze-encoder
 
-Pictures of 64x64 become 8x8 latents, at first the principal components of patches. With `--freeze-encoder` only the decoder learns, so that
-a network trained on the latents stays valid.
+Pictures of 64x64 become 8x8 latents, at first the principal components of patches. With `--freeze-encoder` only the decoder
+learns, so that a network trained on the latents stays valid.
 """
 
 import argparse
@@ -87,7 +87,8 @@ def train(args: argparse.Namespace) -> None:
         schedule.step()
         running.append(loss.item())
         if step % args.log_interval == 0 or step == args.steps:
-            print(f"step {step}: loss {sum(running) / len(running):.4f}, held-out PSNR {psnr(vae, held_out):.2f} dB", flush=True)
+            loss, quality = sum(running) / len(running), psnr(vae, held_out)
+            print(f"step {step}: loss {loss:.4f}, held-out PSNR {quality:.2f} dB", flush=True)
             running.clear()
             vae.save_pretrained(args.output)
 

@@ -6,7 +6,13 @@ from .autoencoder_atlas import AtlasAutoencoder
 from .transformer_atlas import AtlasTransformer2DModel
 from .unet_atlas import AtlasUNet2DModel
 
-__all__ = ["AtlasAutoencoder", "AtlasTransformer2DModel", "AtlasUNet2DModel", "HighResLatentScoreModel", "build_highres_score_model"]
+__all__ = [
+    "AtlasAutoencoder",
+    "AtlasTransformer2DModel",
+    "AtlasUNet2DModel",
+    "HighResLatentScoreModel",
+    "build_highres_score_model",
+]
 
 
 def __getattr__(name: str):

@@ -16,7 +16,7 @@ FINE = 4  # the convolutions' finest side of a pixel
 
 class AtlasAutoencoder(ModelMixin, ConfigMixin):
     """
-    ``z = W x + E(x)`` and ``x = Wᵀ z + D(z)``: a linear autoencoder of patches beside small convolutional networks.
+    ``z = W x + E(x)`` and ``x = W⁺ z + D(z)``: a linear autoencoder of patches beside small convolutional networks.
 
     W is the principal components of training patches (:meth:`set_components`), E and D are zero at first, so a new autoencoder
     is as good as the best linear one, and training only adds to it. Called like Diffusers' ``AutoencoderTiny``.
@@ -57,7 +57,7 @@ class AtlasAutoencoder(ModelMixin, ConfigMixin):
             *_blocks(encoder_blocks[0], width),
             nn.Conv2d(width, width, coarse, coarse),
             *_blocks(encoder_blocks[1], width),
-            nn.Conv2d(width, latent_channels, 3, padding=1),
+            _silent_convolution(width, latent_channels),
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(latent_channels, width, 3, padding=1),
@@ -65,12 +65,9 @@ class AtlasAutoencoder(ModelMixin, ConfigMixin):
             *_blocks(decoder_blocks[1], width),
             nn.ConvTranspose2d(width, width, coarse, coarse),
             *_blocks(decoder_blocks[0], width),
-            nn.Conv2d(width, in_channels * FINE**2, 3, padding=1),
+            _silent_convolution(width, in_channels * FINE**2),
             nn.PixelShuffle(FINE),
         )
-        for layer in (self.encoder[-1], self.decoder[-2]):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
     @torch.no_grad()
     def set_components(self, pixels: torch.Tensor) -> None:
@@ -90,11 +87,11 @@ class AtlasAutoencoder(ModelMixin, ConfigMixin):
         count = self.config.latent_channels
         deviations, components = values[-count:].flip(0).sqrt(), vectors[:, -count:].flip(1).T
         scale = (deviations * deviations.mean()).rsqrt()[:, None]
-        shape = self.project.weight.shape
-        self.project.weight.copy_((components * scale).reshape(shape))
-        self.project.bias.copy_(-(self.project.weight * mean).sum((1, 2, 3)))
-        self.unproject.weight.copy_((components / scale).reshape(shape))
-        self.unproject.bias.copy_(mean.flatten())
+        shape, weight = self.project.weight.shape, components * scale
+        into, back = (weight.reshape(shape), (components / scale).reshape(shape))
+        state = {"weight": into, "bias": -(into * mean).sum((1, 2, 3))}, {"weight": back, "bias": mean.flatten()}
+        for layer, values in zip((self.project, self.unproject), state):
+            layer.load_state_dict(values)
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderTinyOutput | tuple[torch.Tensor]:
         """Latents (batch, latent_channels, height / side, width / side) of pictures in [-1, 1]."""
@@ -110,8 +107,16 @@ class AtlasAutoencoder(ModelMixin, ConfigMixin):
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """Pictures, decoded from their latents."""
-        return self.decode(self.encode(sample).latents, return_dict)
+        return self.decode(*self.encode(sample, return_dict=False), return_dict=return_dict)
 
 
 def _blocks(count: int, width: int) -> list[nn.Module]:
     return [AutoencoderTinyBlock(width, width, "relu") for _ in range(count)]
+
+
+def _silent_convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    """Zero at first."""
+    layer = nn.Conv2d(inputs, outputs, 3, padding=1)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(torch.as_tensor(layer.bias))
+    return layer

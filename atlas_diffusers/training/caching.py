@@ -76,7 +76,7 @@ NO_VARIANCE = -30.0  # the smallest log-variance that Diffusers' Gaussian has
 
 
 def latent_moments(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """Mean and log-variance of latents, (batch, 2·channels, height, width); those of ``AUTOENCODERS`` but the first have no variance."""
+    """Mean and log-variance of latents, (batch, 2·channels, height, width); only ``AutoencoderKL`` has a variance."""
     encoded = vae.encode(pixels)
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.parameters

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from atlas_diffusers import AtlasUNet2DModel
 from atlas_diffusers.config import DatasetConfig, TrainingConfig, apply_overrides, read_mapping, validate
+from atlas_diffusers.training.networks import NETWORKS
 from atlas_diffusers.training.parts import scheduler_from_dict
 
 ROOT = Path(__file__).parents[2]
@@ -155,8 +155,8 @@ def test_shipped_recipes_validate_and_build(path):
     config = validate(TrainingConfig, read_mapping(path))
     if config.scheduler is not None:
         assert type(scheduler_from_dict(config.scheduler)).__name__ == config.scheduler["_class_name"]
-    unknown = set(config.model) - set(AtlasUNet2DModel.__init__.__wrapped__.__annotations__)
-    assert not unknown
+    network = NETWORKS[config.model.get("_class_name", "AtlasUNet2DModel")]
+    assert not set(config.model) - {"_class_name"} - set(network.__init__.__wrapped__.__annotations__)
 
 
 def test_the_emoji_recipe():

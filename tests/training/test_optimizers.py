@@ -24,10 +24,11 @@ def gradients(net: nn.Module, step: int) -> None:
 def test_muon_moves_linear_layers_and_adamw_the_rest():
     net = network()
     alone, options = copy.deepcopy(net), {"lr": 0.1, "weight_decay": 0.01}
+    others = [alone[0].weight, alone[1].bias, *alone[2].parameters(), alone[3].bias]
     optimizer = build_optimizer("muon", {"unet": net}, **options)
     parts = [
         torch.optim.Muon([alone[1].weight, alone[3].weight], adjust_lr_fn="match_rms_adamw", **options),
-        torch.optim.AdamW([alone[0].weight, alone[1].bias, *alone[2].parameters(), alone[3].bias], betas=(0.9, 0.99), **options),
+        torch.optim.AdamW(others, betas=(0.9, 0.99), **options),
     ]
     for step in range(3):
         for each in (net, alone):
