@@ -1,8 +1,10 @@
 """The examples run and print what they did; numbers are compared where there are any."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from atlas_diffusers import AtlasPipeline
-from atlas_diffusers.examples import basic_sampling, conditioning, lora, run_inference, run_training
+from atlas_diffusers.examples import conditioning, lora, run_inference, run_training
 from atlas_diffusers.pretrained import load_digits
+
+ROOT = Path(__file__).parents[1]
 
 SMALL = {
     "model": {"base_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_levels": [], "num_heads": 2,
@@ -28,11 +32,18 @@ def paints_a_red_heart(file):
     return means[0] > 150 > 120 > max(means[1:])
 
 
-def test_basic_sampling(tmp_path, capsys):
-    basic_sampling.main(str(tmp_path / "sheet.png"))
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > 3 * 160
-    assert "sheet.png" in capsys.readouterr().out and paints_a_red_heart(tmp_path / "sheet.png")
+def test_basic_sampling(tmp_path):
+    """As README has it, from another folder."""
+    command = [sys.executable, "-m", "atlas_diffusers.examples.basic_sampling"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for arguments, file in (([], "basic-sampling.png"), (["sheet.png"], "sheet.png")):
+        output = subprocess.run(
+            [*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        assert output.stdout == f"{file}\n"
+    with Image.open(tmp_path / "sheet.png") as sheet, Image.open(tmp_path / "basic-sampling.png") as other:
+        assert sheet.width > 3 * 160 and sheet == other
+    assert paints_a_red_heart(tmp_path / "sheet.png")
 
 
 def test_conditioning_paints_a_red_heart(tmp_path):

@@ -52,6 +52,8 @@ class CLIPConditioningInterface:
             raise ValueError("give a text_encoder and its tokenizer, or neither")
         self.config, self.device = config or ConditioningConfig(), torch.device(device)
         self._tower: _Tower | None = None
+        if text_encoder is not None:
+            self.config.refuse(["clip_model", "clip_pretrained"], "beside a text_encoder")
         if self.config.use_clip:
             model, tokenizer = _load(self.config) if text_encoder is None else (text_encoder, tokenizer)
             kind = _TransformersTower if hasattr(model, "config") else _OpenClipTower
@@ -133,6 +135,9 @@ def _load(config: ConditioningConfig) -> tuple[Any, Any]:
     """A tower and its tokenizer, of transformers or of open_clip."""
     if "/" in config.clip_model or Path(config.clip_model).is_dir():
         from transformers import CLIPTextModel, CLIPTokenizer
+
+        if config.clip_pretrained is not None:
+            config.refuse(["clip_pretrained"], f"for clip_model={config.clip_model!r}, which has weights of its own")
 
         with torch.random.fork_rng():
             return CLIPTextModel.from_pretrained(config.clip_model), CLIPTokenizer.from_pretrained(config.clip_model)

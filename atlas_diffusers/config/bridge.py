@@ -15,11 +15,14 @@ class BridgeConfig(StrictModel):
         description="replace: the projection instead of the network; correct: the network moved by the bridge",
     )
     gate: float = Field(
-        default=10.0, ge=1, allow_inf_nan=False,
+        default=10.0,
+        ge=1,
+        allow_inf_nan=False,
         description="the bridge ends once the median of the effective references is below",
     )
     steps: int | None = Field(
-        default=None, ge=1,
+        default=None,
+        ge=1,
         description="bridge steps of its own above the gate, the network's steps then all lie below it; null: none",
     )
     strength: float = Field(default=1.0, ge=0, le=1, description="weight of the correction in mode correct")
@@ -39,7 +42,9 @@ class BridgeConfig(StrictModel):
     )
 
     @model_validator(mode="after")
-    def _steps_replace(self) -> "BridgeConfig":
+    def _mode_fits(self) -> "BridgeConfig":
         if self.steps is not None and self.mode != "replace":
             raise ValueError(f"steps={self.steps} needs mode='replace'; {self.mode!r} calls the network at every step")
+        if self.mode == "replace":
+            self.refuse(["strength"], "in mode='replace'")
         return self

@@ -1,5 +1,6 @@
 """Where the pictures of a recipe come from."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +12,13 @@ class StrictModel(BaseModel):
     """Rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
+
+    def refuse(self, names: Iterable[str], reason: str) -> None:
+        """Raise ``ValueError`` for those of some fields that differ from their defaults, though nothing reads them."""
+        defaults = {name: type(self).model_fields[name].get_default(call_default_factory=True) for name in names}
+        given = {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
+        if given:
+            raise ValueError(f"{', '.join(f'{name}={value!r:.60}' for name, value in given.items())}: not read {reason}")
 
 
 class DatasetConfig(StrictModel):
@@ -68,6 +76,12 @@ class DatasetConfig(StrictModel):
             )
         if self.aspect_buckets and (self.streaming or not self.center_crop):
             raise ValueError("aspect_buckets needs pictures of known sizes, cropped at their centre: no streaming, center_crop")
+        if not self.streaming:
+            self.refuse(["shuffle_buffer"], "without streaming")
+        if self.aliases_column is None:
+            self.refuse(["alias_probability"], "without aliases_column")
+        if self.caption_column is None:
+            self.refuse(["aliases_column", "captions"], "without caption_column")
         for field, names in (("categories", EMBEDDED), ("styles", EMBEDDED[1:2])):
             if getattr(self, field) is not None and self.name not in names:
                 raise ValueError(f"{field} choose among the pictures of {' or '.join(names)}; name={self.name!r} has none")

@@ -1,12 +1,22 @@
 """Kernel operators in a recipe."""
 
+from itertools import chain
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .training import StrictModel
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+# what only some operators have
+READ_BY = {
+    "auto": ["n_landmarks"],
+    "direct": [],
+    "fft": [],
+    "rff": ["rff_features", "orthogonal"],
+    "nystrom": ["n_landmarks"],
+}
 
 
 class KernelConfig(StrictModel):
@@ -26,6 +36,15 @@ class KernelConfig(StrictModel):
     max_kernel_cache_size: int = Field(
         default=1024, ge=1, description="largest kernel matrix, or its factors, in memory, in MiB"
     )
+
+    @model_validator(mode="after")
+    def _is_read(self) -> "KernelConfig":
+        if not self.multi_scale:
+            self.refuse(["scale_factors"], "without multi_scale")
+        if self.solver_type in READ_BY:
+            unread = sorted({*chain(*READ_BY.values())} - {*READ_BY[self.solver_type]})
+            self.refuse(unread, f"by solver_type={self.solver_type!r}")
+        return self
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of ``atlas_diffusers.kernels.make_kernel_operator``."""

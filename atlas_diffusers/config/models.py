@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .training import LoRAConfig, StrictModel
 
@@ -44,6 +44,12 @@ class HighResModelConfig(StrictModel):
     use_checkpointing: bool = Field(default=False, description="gradient checkpointing: less memory, a second forward pass")
     lora: LoRAConfig | None = Field(default=None, description="adapters that it is given at once")
 
+    @model_validator(mode="after")
+    def _is_read(self) -> "HighResModelConfig":
+        if not self.conditional:
+            self.refuse(["context_dim", "cross_attention_levels"], "where conditional is false")
+        return self
+
 
 class SamplerConfig(StrictModel):
     """``AdvancedHierarchicalDiffusionSampler(..., sampler_config=SamplerConfig(...))``."""
@@ -52,6 +58,12 @@ class SamplerConfig(StrictModel):
     num_resolutions: int = Field(default=2, ge=2, description="of the hierarchy, for models that do not say")
     sb_iterations: int = Field(default=1000, ge=1, description="limit of the bridge's solver")
     gate: float = Field(default=10.0, ge=1, description="the bridge ends once the median of the effective references is below")
+
+    @model_validator(mode="after")
+    def _is_read(self) -> "SamplerConfig":
+        if not self.hierarchical_sampling:
+            self.refuse(["num_resolutions"], "without hierarchical_sampling")
+        return self
 
 
 class InferenceConfig(StrictModel):

@@ -67,6 +67,16 @@ class NoiseSchedulerConfig(StrictModel):
             raise ValueError(f"beta_start={self.beta_start} must not exceed beta_end={self.beta_end}")
         return self
 
+    @model_validator(mode="after")
+    def _is_read(self) -> "NoiseSchedulerConfig":
+        if not self.clip_sample:
+            self.refuse(["clip_sample_range"], "without clip_sample")
+        if not self.thresholding:
+            self.refuse(["dynamic_thresholding_ratio", "sample_max_value"], "without thresholding")
+        if self.timestep_spacing != "leading":
+            self.refuse(["steps_offset"], f"by timestep_spacing={self.timestep_spacing!r}")
+        return self
+
     def scheduler_options(self, known: set[str]) -> dict[str, Any]:
         """Keyword arguments of a scheduler that knows the options ``known``."""
         data = self.model_dump(mode="json")

@@ -5,6 +5,7 @@ import difflib
 import json
 import re
 import reprlib
+from collections import Counter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,13 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Of two equal keys PyYAML takes the last one without a word."""
+        node = super().compose_mapping_node(anchor)
+        if key := _twice([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]):
+            raise yaml.composer.ComposerError(None, None, f"key {key!r} stands there twice", node.start_mark)
+        return node
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
@@ -55,7 +63,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        data = json.loads(text) if str(path).endswith(".json") else yaml.load(text, _Loader)
+        data = json.loads(text, object_pairs_hook=_unique) if str(path).endswith(".json") else yaml.load(text, _Loader)
         _count(data, {})
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: does not parse: it is not UTF-8 (byte {error.start})") from error
@@ -66,6 +74,17 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path}: the top level must be a mapping of keys to values, found {type(data).__name__}")
     return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file; ``ValueError`` for a key that stands there twice."""
+    if key := _twice([key for key, _ in pairs]):
+        raise ValueError(f"key {key!r} stands there twice")
+    return dict(pairs)
+
+
+def _twice(keys: list[str]) -> str | None:
+    return next((key for key, count in Counter(keys).items() if count > 1), None)
 
 
 def _count(value: Any, known: dict[int, int]) -> int:

@@ -21,8 +21,14 @@ NOT_READ = {
     "flow_matching": BRIDGING,
     "bridge_matching": (
         "loss_weighting", "offset_noise", "cache_latents", "scheduler", "time_distribution", "logit_mean", "logit_std",
+        "sample_prompts",
     ),
 }  # fmt: skip
+# what only the data that are trained on have
+UNREAD_OF = {
+    "eval_dataset": ("random_flip", "num_workers", "batch_size"),
+    "source_dataset": ("aspect_buckets", "num_workers", "batch_size", "label_column", "aliases_column"),
+}
 
 
 class TextEncoderConfig(StrictModel):
@@ -191,8 +197,16 @@ class TrainingConfig(StrictModel):
             raise ValueError("cache_text_embeddings needs to know every caption: it cannot be used with dataset.streaming")
         if self.dataset.aspect_buckets and (self.cache_latents or self.objective == "bridge_matching"):
             raise ValueError("dataset.aspect_buckets cannot be used with cache_latents or objective='bridge_matching'")
-        if self.eval_dataset is not None and self.eval_dataset.aspect_buckets:
-            raise ValueError("eval_dataset.aspect_buckets: an evaluation compares pictures of one size")
+        if self.eval_dataset is not None:
+            if self.eval_dataset.aspect_buckets:
+                raise ValueError("eval_dataset.aspect_buckets: an evaluation compares pictures of one size")
+            self.eval_dataset.refuse(UNREAD_OF["eval_dataset"], "of eval_dataset, whose pictures are compared as they are")
+        if self.source_dataset is not None:
+            self.source_dataset.refuse(UNREAD_OF["source_dataset"], "of source_dataset; dataset says it for both")
+            if self.coupling == "paired" and self.source_dataset.random_flip != self.dataset.random_flip:
+                raise ValueError(
+                    "coupling='paired' mirrors both pictures of a pair: give random_flip to both data sets, or none"
+                )
         if self.cache_latents and self.dataset.skip_bad_images:
             raise ValueError("cache_latents reads every picture: it cannot be used with dataset.skip_bad_images")
         return self
@@ -211,10 +225,25 @@ class TrainingConfig(StrictModel):
             raise ValueError("lora needs init_from, the pipeline to adapt")
         if self.text_encoder is not None and self.dataset.caption_column is None:
             raise ValueError("text_encoder needs dataset.caption_column; set text_encoder: null to train without prompts")
-        if self.init_from is None and self.text_encoder is not None and not self.train_text_encoder:
+        if self.init_from is None and not self.train_text_encoder:
             raise ValueError("train_text_encoder: false needs init_from, whose text encoder stays as it is")
+        if self.lora is not None and self.lora.text_encoder_modules and not self.train_text_encoder:
+            raise ValueError("train_text_encoder: false, but lora.text_encoder_modules names what trains of it")
         if self.cache_text_embeddings and self.trains_text_encoder:
             raise ValueError("cache_text_embeddings needs a text encoder that does not train: train_text_encoder: false")
+        return self
+
+    @model_validator(mode="after")
+    def _is_shown(self):
+        """What only looks at the run is read."""
+        if self.sample_interval is None:
+            self.refuse(("sample_prompts",), "without sample_interval")
+        if self.eval_interval is not None and (self.eval_dataset or self.dataset).streaming:
+            raise ValueError("eval_interval with a stream needs an eval_dataset that is not one")
+        if self.eval_interval is None:
+            self.refuse(("eval_count", "eval_dataset"), "without eval_interval")
+        if self.lora is not None and self.sample_interval is None and self.eval_interval is None:
+            self.refuse(("sample_steps", "guidance_scale"), "of adapters without sample_interval or eval_interval")
         return self
 
     @model_validator(mode="after")
@@ -224,16 +253,16 @@ class TrainingConfig(StrictModel):
         bridging = self.objective == "bridge_matching"
         if bridging != (self.source_dataset is not None):
             raise ValueError(f"objective={self.objective!r}: bridge_matching needs source_dataset, the others take none")
-        if self.coupling != "sinkhorn" and self.coupling_epsilon != type(self).model_fields["coupling_epsilon"].default:
-            raise ValueError(f"coupling_epsilon={self.coupling_epsilon} needs coupling='sinkhorn'")
+        if self.coupling != "sinkhorn":
+            self.refuse(("coupling_epsilon",), "without coupling='sinkhorn'")
+        elif (self.micro_batch_size or self.batch_size) == 1:
+            raise ValueError("coupling='sinkhorn' pairs the pictures of a micro-batch, which has one")
         if self.coupling in ("paired", "mixture") and not bridging:
             raise ValueError(f"coupling={self.coupling!r} pairs two data sets: it needs objective='bridge_matching'")
-        fields = type(self).model_fields
-        if unread := [name for name in NOT_READ[self.objective] if getattr(self, name) != fields[name].default]:
-            raise ValueError(f"{', '.join(unread)}: not used by objective={self.objective!r}")
+        self.refuse(NOT_READ[self.objective], f"by objective={self.objective!r}")
         self._check_bridge()
-        if self.time_distribution == "uniform" and (self.logit_mean, self.logit_std) != (0.0, 1.0):
-            raise ValueError("logit_mean and logit_std need time_distribution='logit_normal'")
+        if self.time_distribution == "uniform":
+            self.refuse(("logit_mean", "logit_std"), "without time_distribution='logit_normal'")
         if self.source_dataset is not None and (self.dataset.streaming or self.source_dataset.streaming):
             raise ValueError("objective='bridge_matching' pairs pictures by their place: its data cannot be streamed")
         return self

@@ -1,20 +1,60 @@
 """What a pipeline call is given besides prompts, checked; every mistake is a ``ValueError`` that names both sides."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from diffusers.utils import logging
+
 from ..denoising import Tiles
+from ..denoising.sampling import step_arguments
 from ..schedulers import BaseScheduler
+from .prompts import Prompts
 
 if TYPE_CHECKING:
     from .base import AtlasPipelineBase
 
+logger = logging.get_logger(__name__)
+DEFAULT_STRENGTH, DEFAULT_SNR = 0.8, 0.16
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-def check_strength(strength: float) -> None:
-    """Image-to-image keeps some of the picture and takes at least one step."""
-    if not 0 < strength <= 1:
+def checked_strength(strength: float | None, image: object) -> float:
+    """Image-to-image keeps some of the picture, a fifth by default, and takes at least one step."""
+    if strength is not None and image is None:
+        raise ValueError(f"strength={strength} needs an image to start from")
+    if strength is not None and not 0 < strength <= 1:
         raise ValueError(f"strength={strength}; expected a number in (0, 1]")
+    return DEFAULT_STRENGTH if strength is None else strength
+
+
+def check_steps(steps: int | None, explicit: Mapping[str, object]) -> None:
+    """A number of steps, or ``explicit`` ones by name; how large the number may be is for the scheduler to say."""
+    given = [name for name, value in explicit.items() if value is not None]
+    if steps is not None and given:
+        raise ValueError(f"give num_inference_steps={steps} or {' or '.join(given)}, not both")
+    if steps is not None and steps < 1:
+        raise ValueError(f"num_inference_steps={steps}; expected at least 1")
+
+
+def check_noise(scheduler: object, eta: float) -> None:
+    """Fresh noise is for schedulers whose steps take it."""
+    if eta and not step_arguments(scheduler, eta=eta):
+        raise ValueError(f"eta={eta}: {type(scheduler).__name__} takes no eta")
+
+
+def checked_snr(snr: float | None, steps: int) -> float:
+    """Corrector steps have a signal-to-noise ratio, 0.16 by default."""
+    if snr is not None and not steps:
+        raise ValueError(f"corrector_snr={snr} needs corrector_steps")
+    return DEFAULT_SNR if snr is None else snr
+
+
+def warn_unguided(prompts: Prompts, scale: float, options: Mapping[str, object]) -> None:
+    """Say what a call without guidance does not read: negative prompts, and those of some ``options`` that are given."""
+    negative = {name: getattr(prompts, name) for name in ("negative_prompt", "negative_prompt_embeds")}
+    if given := [name for name, value in {**negative, **options}.items() if value is not None]:
+        reason = f"guidance_scale={scale} is off" if prompts.are_given else "there is no prompt or label to guide by"
+        logger.warning(f"{', '.join(given)}: not used, because {reason}")
 
 
 def check_generators(generator: object, batch: int) -> None:
@@ -35,16 +75,22 @@ def check_output_type(output_type: str) -> None:
         raise ValueError(f"output_type={output_type!r} is unknown; allowed are {OUTPUT_TYPES}")
 
 
-def check_tensor_inputs(names: list[str], allowed: list[str]) -> None:
+def check_tensor_inputs(names: list[str], allowed: list[str], callback: object) -> None:
     """A callback gets tensors that there are."""
     if unknown := [name for name in names if name not in allowed]:
         raise ValueError(f"callback_on_step_end_tensor_inputs has {unknown}; allowed are {allowed}")
+    if callback is None:
+        raise ValueError(f"callback_on_step_end_tensor_inputs={names} needs callback_on_step_end")
 
 
-def check_guider(guider: object, prompts_are_given: bool, is_parted: bool) -> None:
-    """A guider of Diffusers needs a condition, and is called once a step because it may keep state."""
+def check_guider(guider: object, prompts_are_given: bool, is_parted: bool, others: Mapping[str, object]) -> None:
+    """
+    A guider of Diffusers needs a condition, is called once a step because it may keep state, and takes the place of ``others``.
+    """
     if guider is None:
         return
+    if given := [name for name, value in others.items() if value is not None]:
+        raise ValueError(f"a guider takes the place of {', '.join(given)}: give one of them")
     if not prompts_are_given:
         raise ValueError("a guider needs a prompt, class labels or prompt_embeds")
     if is_parted:

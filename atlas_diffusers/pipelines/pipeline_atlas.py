@@ -34,11 +34,15 @@ from .inputs import (
     check_generators,
     check_guider,
     check_network_batch_size,
+    check_noise,
     check_output_type,
-    check_strength,
+    check_steps,
     check_tensor_inputs,
     checked_resolutions,
+    checked_snr,
+    checked_strength,
     checked_tiles,
+    warn_unguided,
 )
 from .prompts import Prompts
 from .references import References, plan_bridge
@@ -76,13 +80,13 @@ class AtlasPipeline(AtlasPipelineBase):
         timesteps: list[int] | None = None,
         sigmas: list[float] | None = None,
         guidance_scale: float | None = None,
-        guidance_rescale: float = 0.0,
+        guidance_rescale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         guider: Any = None,
         height: int | None = None,
         width: int | None = None,
         image: PipelineImageInput | None = None,
-        strength: float = 0.8,
+        strength: float | None = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -93,7 +97,7 @@ class AtlasPipeline(AtlasPipelineBase):
         reference_weights: torch.Tensor | None = None,
         bridge: BridgeConfig | dict | None = None,
         corrector_steps: int = 0,
-        corrector_snr: float = 0.16,
+        corrector_snr: float | None = None,
         hierarchical: bool = False,
         tile_size: int | None = None,
         tile_overlap: int | None = None,
@@ -111,7 +115,7 @@ class AtlasPipeline(AtlasPipelineBase):
             class_labels: integer labels, one a picture (before ``num_images_per_prompt``).
             num_images_per_prompt: pictures a prompt or label.
             num_inference_steps: steps; by default the pipeline's ``default_num_inference_steps``.
-            timesteps, sigmas: explicit steps instead, where the scheduler takes them.
+            timesteps, sigmas: explicit steps instead of a number, where the scheduler takes them.
             guidance_scale: w; 1 switches guidance off and halves the cost. Default: ``default_guidance_scale``.
             guidance_rescale: share of the guided prediction rescaled to the conditional one's standard deviation
                 (Lin et al. 2023, arXiv 2305.08891).
@@ -119,7 +123,8 @@ class AtlasPipeline(AtlasPipelineBase):
                 outside cost half.
             guider: a guider of ``diffusers.guiders`` in place of guidance_scale, rescale and interval.
             height, width: size in pixels; by default that of training.
-            image, strength: start from a picture noised for the last ``strength`` of the steps (arXiv 2108.01073).
+            image, strength: start from a picture noised for the last ``strength`` of the steps (0.8 by default; arXiv
+                2108.01073).
             eta: weight of fresh noise, where the scheduler takes it.
             generator: one for the batch, or a list with one a picture, which makes pictures independent of the batch.
             latents: start noise of unit variance, ``(batch, channels, height / scale, width / scale)``.
@@ -132,8 +137,8 @@ class AtlasPipeline(AtlasPipelineBase):
             reference_weights: ``(m,)``, non-negative.
             bridge: fields of :class:`~atlas_diffusers.config.BridgeConfig`; alone, with the pipeline's own references. With
                 ``steps``, these come first, and ``num_inference_steps`` are those of the network below the gate.
-            corrector_steps, corrector_snr: Langevin steps after every step, see :class:`~..denoising.LangevinCorrector`; each
-                costs a network call.
+            corrector_steps, corrector_snr: Langevin steps after every step, with signal-to-noise ratio 0.16 by default, see
+                :class:`~..denoising.LangevinCorrector`; each costs a network call.
             hierarchical: the noisy half of the steps at lower resolutions, see :func:`~..denoising.plan_stages`; for
                 networks trained with ``num_resolutions`` and schedulers of this package.
             tile_size, tile_overlap: side, and least overlap (a quarter by default), of tiles that the network sees one by one,
@@ -150,22 +155,25 @@ class AtlasPipeline(AtlasPipelineBase):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        tensor_inputs = ["latents"] if callback_on_step_end_tensor_inputs is None else callback_on_step_end_tensor_inputs
+        tensor_inputs = callback_on_step_end_tensor_inputs
+        if tensor_inputs is not None:
+            check_tensor_inputs(tensor_inputs, self._callback_tensor_inputs, callback_on_step_end)
         height, width = self.checked_size(height, width)
-        prompts = Prompts(
-            prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
-        )
+        prompts = Prompts(prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds, num_images_per_prompt)
         prompts.check(self)
-        check_strength(strength)
+        strength = checked_strength(strength, image)
+        check_steps(num_inference_steps, {"timesteps": timesteps, "sigmas": sigmas})
+        check_noise(self.scheduler, eta)
+        snr = checked_snr(corrector_snr, corrector_steps)
         check_generators(generator, prompts.batch)
         check_network_batch_size(network_batch_size)
         check_output_type(output_type)
-        check_tensor_inputs(tensor_inputs, self._callback_tensor_inputs)
         is_parted = bool(tile_size or corrector_steps or (network_batch_size or prompts.batch) < prompts.batch)
-        check_guider(guider, prompts.are_given, is_parted)
+        own = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale, "guidance_interval": guidance_interval}
+        check_guider(guider, prompts.are_given, is_parted, own)
         tiles = checked_tiles(self, tile_size, tile_overlap)
         scale = self.defaults.default_guidance_scale if guidance_scale is None else guidance_scale
-        guidance = ClassifierFreeGuidance(max(scale, 1.0), guidance_rescale, guidance_interval)
+        guidance = ClassifierFreeGuidance(max(scale, 1.0), guidance_rescale or 0.0, guidance_interval)
         if timesteps is None and sigmas is None and num_inference_steps is None:
             num_inference_steps = self.defaults.default_num_inference_steps
 
@@ -173,6 +181,8 @@ class AtlasPipeline(AtlasPipelineBase):
             options = dict(cross_attention_kwargs or {})
             lora_scale = options.pop("scale", None)
             guided = self.do_classifier_free_guidance or guider is not None
+            if not guided:
+                warn_unguided(prompts, scale, own if scale > 1 else {**own, "guidance_scale": None})
             conditions, unconditional = prompts.encode(self, guided, lora_scale)
             scheduler, device = copy.deepcopy(self.scheduler), self._execution_device
             plan = plan_bridge(self, references, reference_weights, bridge, prompts, height, width)
@@ -186,7 +196,7 @@ class AtlasPipeline(AtlasPipelineBase):
             if isinstance(scheduler, AtlasMultistepScheduler):
                 scheduler.check_guidance_scale(self.guidance_scale if self.do_classifier_free_guidance else 1.0)
             process = SchedulerProcess(scheduler)
-            corrector = LangevinCorrector(scheduler, corrector_steps, corrector_snr, generator) if corrector_steps else None
+            corrector = LangevinCorrector(scheduler, corrector_steps, snr, generator) if corrector_steps else None
             if hierarchical:
                 fixed = {"image": image, "latents": latents, "timesteps": timesteps, "sigmas": sigmas, "references": plan}
                 stages = plan_stages(scheduler, checked_resolutions(self, scheduler, height, width, fixed))
@@ -211,17 +221,22 @@ class AtlasPipeline(AtlasPipelineBase):
                 denoiser = CoupledDenoiser(denoiser, coupling)
             callback = None
             if callback_on_step_end is not None:
-                callback = StepCallback(self, callback_on_step_end, tensor_inputs)
-            x = run(
-                denoiser, x=x, corrector=corrector, callback=callback, progress=self._bar, generator=generator, eta=eta
-            )
+                callback = StepCallback(self, callback_on_step_end, tensor_inputs or ["latents"])
+            x = run(denoiser, x=x, corrector=corrector, callback=callback, progress=self._bar, generator=generator, eta=eta)
             report = None if coupling is None else coupling.finish(x)
             images = self._decode(x, output_type, network_batch_size)
         self.maybe_free_model_hooks()
         return AtlasPipelineOutput(images=images, bridge=report) if return_dict else (images,)
 
     def _start(
-        self, scheduler: Any, batch: int, height: int, width: int, image: Any, strength: float, generator: Generators,
+        self,
+        scheduler: Any,
+        batch: int,
+        height: int,
+        width: int,
+        image: Any,
+        strength: float,
+        generator: Generators,
         latents: Any,
     ) -> tuple[torch.Tensor, int]:
         """

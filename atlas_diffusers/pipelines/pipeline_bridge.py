@@ -17,7 +17,7 @@ from ..denoising import BridgeFlow, BridgeSteps, ClassifierFreeGuidance, Denoise
 from ..models import AtlasUNet2DModel
 from ..models.lora_scale import LoraScale
 from .base import AtlasPipelineBase, AtlasPipelineOutput, Generators
-from .inputs import check_generators, check_output_type
+from .inputs import check_generators, check_output_type, check_steps, warn_unguided
 from .prompts import Prompts
 
 
@@ -71,7 +71,7 @@ class AtlasBridgePipeline(AtlasPipelineBase):
         num_inference_steps: int | None = None,
         sigmas: list[float] | None = None,
         guidance_scale: float | None = None,
-        guidance_rescale: float = 0.0,
+        guidance_rescale: float | None = None,
         stochastic: bool | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -101,14 +101,18 @@ class AtlasBridgePipeline(AtlasPipelineBase):
         """
         height, width = self.checked_size(height, width)
         check_output_type(output_type)
+        check_steps(num_inference_steps, {"sigmas": sigmas})
         x = self._encode_image(image, height, width, sample_mode="argmax")
         prompts = self._prompts_of(len(x), prompt, negative_prompt, class_labels)
         check_generators(generator, len(x))
         scale = self.defaults.default_guidance_scale if guidance_scale is None else guidance_scale
-        guidance = ClassifierFreeGuidance(max(scale, 1.0), guidance_rescale)
+        guidance = ClassifierFreeGuidance(max(scale, 1.0), guidance_rescale or 0.0)
         with self._running(scale, prompts.are_given):
+            if not self.do_classifier_free_guidance:
+                own = {"guidance_scale": guidance_scale if scale > 1 else None, "guidance_rescale": guidance_rescale}
+                warn_unguided(prompts, scale, own)
             conditions, unconditional = prompts.encode(self, self.do_classifier_free_guidance)
-            steps = num_inference_steps or self.defaults.default_num_inference_steps
+            steps = self.defaults.default_num_inference_steps if num_inference_steps is None else num_inference_steps
             shared = (conditions, unconditional, {"return_dict": False}, guidance)
             denoiser, scheduler = self._process(self._stochastic(stochastic), steps, sigmas, shared)
             self._num_timesteps = len(scheduler.timesteps)

@@ -199,13 +199,12 @@ def plan_bridge(
         values = values.to(pipeline._execution_device, torch.promote_types(pipeline.unet.dtype, torch.float32))
     options = {name: getattr(config, name) for name in ("epsilon", "rho", "tolerance", "max_iterations", "solver_type")}
     if prompts.prompt is None or found.captions is None or pipeline.text_encoder is None:
+        config.refuse(["caption_temperature"], "without captions of the references, a prompt and a text encoder")
         solver = SchrodingerBridgeSolver(values, found.weights, **options)
         return BridgePlan(config, [torch.arange(prompts.batch, device=values.device)], [solver])
     texts = [prompts.prompt] if isinstance(prompts.prompt, str) else prompts.prompt
     unique = list(dict.fromkeys(texts))
-    similar = _caption_weights(
-        pipeline.tokenizer, pipeline.text_encoder, found.captions, unique, config.caption_temperature
-    )
+    similar = _caption_weights(pipeline.tokenizer, pipeline.text_encoder, found.captions, unique, config.caption_temperature)
     base = 1.0 if found.weights is None else found.weights.to(similar)
     solvers = [SchrodingerBridgeSolver(values, row * base, **options) for row in similar]
     of_sample = torch.tensor([unique.index(text) for text in texts], device=values.device)

@@ -16,7 +16,7 @@ from ..schedules import NoiseLevel, NoiseProcess, VariancePreserving, combine, g
 from ..schedules.betas import rescale_zero_terminal_snr, shift_snr
 from ..schedules.grids import TIMESTEP_SPACINGS
 from ..schedules.predictions import check_prediction_type
-from ..schedules.time_grid import GRID_OF_OPTION, Request, TimeGrid, as_tensor
+from ..schedules.time_grid import GRID_OF_OPTION, Request, TimeGrid, as_tensor, grid_option
 from .conversion import ConfigConversion
 from .options import SchedulerOptions, Unpack, takes_options
 from .position import Run, Runs, StepPosition
@@ -100,6 +100,10 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
     def _setup(self) -> None:
         settle_flow(self)
         self._check_config()
+        unread = [] if grid_option(self.config) else [n for n in ("sigma_min", "sigma_max") if self.config[n] is not None]
+        if unread:
+            text = f"{' and '.join(unread)}: not read, because no sigma grid is on; there are {', '.join(GRID_OF_OPTION)}"
+            warnings.warn(text, stacklevel=5)
         self.process: NoiseProcess = self._make_process()
         self._plan: _Plan | None = None
         self._runs = Runs([])

@@ -62,16 +62,35 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         OSError: if a file is missing, or is not what was written, naming it.
     """
     try:
-        hashes = json.loads((path / HASHES).read_text(encoding="utf-8"))
-        changed = [name for name in (TENSORS, STATE) if _hash(path / name) != hashes[name]]
+        if is_hashed(path):
+            _check_hashes(path)
+        tensors, state = load_file(path / TENSORS), json.loads((path / STATE).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise OSError(f"checkpoint {path} is damaged: {Path(error.filename).name} is missing") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise OSError(f"checkpoint {path} is damaged: {HASHES} cannot be read ({error})") from error
-    if changed:
-        raise OSError(f"checkpoint {path} is damaged: {' and '.join(changed)} changed since it was written; remove the folder "
-                      "to go on from an older checkpoint")  # fmt: skip
-    return load_file(path / TENSORS), json.loads((path / STATE).read_text(encoding="utf-8"))
+        raise OSError(f"checkpoint {path} is damaged: a file is missing ({error})") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
+        raise OSError(f"checkpoint {path} is damaged: {error}") from error
+    return tensors, state if is_hashed(path) else {**_before_hashes(tensors, state), **state}
+
+
+def is_hashed(path: Path) -> bool:
+    """Whether a checkpoint has hashes of its files; early ones have none."""
+    return (path / HASHES).is_file()
+
+
+def _check_hashes(path: Path) -> None:
+    hashes = json.loads((path / HASHES).read_text(encoding="utf-8"))
+    if changed := [name for name in (TENSORS, STATE) if _hash(path / name) != hashes[name]]:
+        raise OSError(
+            f"checkpoint {path} is damaged: {' and '.join(changed)} changed since it was written; remove the folder to go on "
+            "from an older checkpoint"
+        )
+
+
+def _before_hashes(tensors: dict[str, torch.Tensor], state: dict) -> dict:
+    """What the state of a checkpoint says that is too early to have hashes."""
+    names = [key.removeprefix("weight.") for key in tensors if key.startswith("weight.")]
+    still = [name for name in names if f"moment.{name}.step" not in tensors]
+    return {"origin": None, "lr_step": state.get("lr_scheduler", {}).get("last_epoch"), "without_moments": still}
 
 
 def _hash(file: Path) -> str:

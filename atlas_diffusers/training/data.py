@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from ..config import DatasetConfig
 from ..image_files import decode, size_of
 from .buckets import bucket_sizes, nearest_size
+from .sources import rows_of
 
 CAPTIONS_OF_STREAM, SHOWN = 10_000, 5
 
@@ -113,7 +114,7 @@ class PictureDataset(Dataset):
         columns = [column for column in (c.caption_column, c.aliases_column) if column is not None]
         if not columns:
             return []
-        rows = islice(self.data, CAPTIONS_OF_STREAM) if c.streaming else self.data.select_columns(columns)
+        rows = islice(rows_of(self.data, c), CAPTIONS_OF_STREAM) if c.streaming else self.data.select_columns(columns)
         texts = []
         for number, row in enumerate(rows):
             found = [] if c.caption_column is None else [row[c.caption_column]]

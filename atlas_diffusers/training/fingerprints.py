@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import math
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .data import BridgePairs, PictureDataset
 
-PICTURES = 2048
+# contents that are read at most, of pictures evenly spaced over the data
+MOST_PICTURES, MOST_BYTES = 16_384, 2**30
+ROWS = 1000
 
 
 def fingerprint(*texts: str, networks: tuple[torch.nn.Module, ...] = (), frozen_only: bool = False) -> str:
@@ -26,8 +30,11 @@ def fingerprint(*texts: str, networks: tuple[torch.nn.Module, ...] = (), frozen_
 
 def data_fingerprint(pictures: PictureDataset | BridgePairs) -> str:
     """
-    Of the captions and labels of every row, and of about 2,048 pictures evenly spaced: of their bytes, or, for files, of name
-    and size. Of a stream only its name.
+    Of captions, labels and names and sizes of every picture, and of the bytes of all pictures, or, where they are more than
+    16,384 or than 1 GiB, of as many evenly spaced ones. Of a stream only its name.
+
+    Not seen are: another picture of the same name and size between those that are read, what a stream holds, and when a file
+    was written, which copying changes.
     """
     if isinstance(pictures, BridgePairs):
         return fingerprint(data_fingerprint(pictures.pictures), data_fingerprint(pictures.source), str(pictures.partners))
@@ -36,19 +43,32 @@ def data_fingerprint(pictures: PictureDataset | BridgePairs) -> str:
         return fingerprint(c.name, str(c.root), c.split)
     texts = [str(len(data))]
     if columns := [name for name in (c.caption_column, c.aliases_column, c.label_column) if name is not None]:
-        texts += (json.dumps(batch) for batch in data.select_columns(columns).iter(1000))
-    stride = max(1, len(data) // PICTURES)
-    texts += (_picture(data[place][c.image_column]) for place in range(0, len(data), stride))
-    return fingerprint(*texts)
+        texts += (json.dumps(batch) for batch in data.select_columns(columns).iter(ROWS))
+    images = data.select_columns([c.image_column])
+    named = [pair for table in images.with_format("arrow").iter(ROWS) for pair in _named(table[c.image_column])]
+    size = sum(size for _, size in named)
+    stride = max(1, math.ceil(len(named) / MOST_PICTURES), math.ceil(size / MOST_BYTES))
+    contents = (_contents(images[place][c.image_column]) for place in range(0, len(named), stride))
+    return fingerprint(*texts, json.dumps(named), *contents)
 
 
-def _picture(picture: dict | None) -> str:
-    if picture is None:
-        return "none"
-    if picture["bytes"] is not None:
-        return hashlib.sha256(picture["bytes"]).hexdigest()
-    path = picture["path"]
-    return f"{os.path.basename(path)} {os.path.getsize(path) if os.path.exists(path) else 'missing'}"
+def _named(column: Any) -> list[tuple[str, int]]:
+    """Name and size of each picture of an Arrow column, without reading it; 0 for one that is not there."""
+    import pyarrow.compute as pc
+
+    paths = (path or "" for path in pc.struct_field(column, "path").to_pylist())
+    sizes = pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()
+    return [
+        (os.path.basename(path), size if size is not None else os.path.getsize(path) if os.path.isfile(path) else 0)
+        for path, size in zip(paths, sizes)
+    ]
+
+
+def _contents(picture: dict | None) -> str:
+    found = picture or {"bytes": b"", "path": None}
+    if found["bytes"] is not None:
+        return hashlib.sha256(found["bytes"]).hexdigest()
+    return hashlib.sha256(Path(found["path"]).read_bytes() if os.path.isfile(found["path"]) else b"").hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

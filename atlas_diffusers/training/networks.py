@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from diffusers.utils import logging
 
 import atlas_diffusers
 
@@ -15,6 +16,11 @@ from .losses import loss_weighting
 from .objective_table import objective_class
 from .parts import Networks, build_part, load_autoencoder, pixels_of_latent
 
+logger = logging.get_logger(__name__)
+UNREAD_CAPTIONS = (
+    "the network does not read captions: give model.cross_attention_levels, such as [1], or train without prompts by "
+    "text_encoder: null"
+)
 NETWORKS = {network.__name__: network for network in (AtlasUNet2DModel, AtlasTransformer2DModel)}
 
 
@@ -44,11 +50,11 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     if config.num_resolutions > 1:
         networks.unet.register_to_config(num_resolutions=config.num_resolutions)
     _check_sizes(networks, config)
-    _check_text(networks, config)
     if config.cache_latents and networks.vae is None:
         raise ValueError(f"cache_latents: the pipeline init_from={config.init_from!r} has no autoencoder")
     if config.cache_text_embeddings and networks.text_encoder is None:
         raise ValueError("cache_text_embeddings: there is no text encoder")
+    _check_text(networks, config)
     networks.unet.to(memory_format=torch.channels_last)
     if config.bridge_passes:
         networks.backward_unet = copy.deepcopy(networks.unet)
@@ -70,10 +76,19 @@ def check_recipe(config: TrainingConfig) -> None:
     """Raise ``ValueError`` for what can be known to be wrong of networks and noise process without data or weights."""
     if config.init_from is None and config.model and config.vae is None:
         with torch.device("meta"):
-            new_network(config)
+            network = new_network(config)
+        if config.text_encoder is not None and not reads_text(network.config):
+            _check_captions(config)
     objective_class(config).build_scheduler(config, {})
     if config.loss_weighting is not None:
         loss_weighting(**config.loss_weighting)
+
+
+def _check_captions(config: TrainingConfig) -> None:
+    """A network that reads no captions is wrong where there are some, which data of one's own may not have."""
+    if "text_encoder" in config.model_fields_set or config.dataset.name.startswith("embedded:"):
+        raise ValueError(UNREAD_CAPTIONS)
+    logger.warning(f"if the data have captions: {UNREAD_CAPTIONS}")
 
 
 def side_multiple(networks: Networks, config: TrainingConfig) -> int:
@@ -99,12 +114,13 @@ def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
 def _check_text(networks: Networks, config: TrainingConfig) -> None:
     takes_text = networks.text_encoder is not None and reads_text(networks.unet.config)
     if networks.text_encoder is not None and not takes_text:
-        raise ValueError(
-            "the network does not read captions: give model.cross_attention_levels, such as [1], or train without prompts by "
-            "text_encoder: null"
-        )
-    if config.sample_prompts and not takes_text and config.objective != "bridge_matching":
+        raise ValueError(UNREAD_CAPTIONS)
+    if config.sample_prompts and not takes_text:
         raise ValueError(f"sample_prompts={config.sample_prompts}, but the network takes no text")
+    if not takes_text and config.dataset.label_column is None:
+        config.refuse(["caption_dropout"], "without captions or labels")
+    if networks.text_encoder is None:
+        config.refuse(["train_text_encoder"], "of a pipeline without text encoder")
 
 
 def _new_networks(config: TrainingConfig, captions: list[str]) -> Networks:
@@ -116,9 +132,7 @@ def _new_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     return Networks(new_network(config, vae), text_encoder, tokenizer, vae, None)
 
 
-def new_network(
-    config: TrainingConfig, vae: torch.nn.Module | None = None
-) -> AtlasUNet2DModel | AtlasTransformer2DModel:
+def new_network(config: TrainingConfig, vae: torch.nn.Module | None = None) -> AtlasUNet2DModel | AtlasTransformer2DModel:
     """
     The network that a recipe describes; sizes that it does not give are those of the data, or of an autoencoder's latents, and
     of the text encoder.

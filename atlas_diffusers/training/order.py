@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 
 from ..config import DatasetConfig
 from ..image_files import decode
+from .sources import rows_of
 
 SEED_STRIDE = 1_000_003
 
@@ -58,7 +59,14 @@ class StreamSampler(Sampler):
     """
 
     def __init__(
-        self, data: Any, config: DatasetConfig, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1,
+        self,
+        data: Any,
+        config: DatasetConfig,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
         state: Any = None,
     ):
         from datasets.distributed import split_dataset_by_node
@@ -86,7 +94,7 @@ class StreamSampler(Sampler):
             data = copy.deepcopy(self.data)
             if mark["stream"] is not None:
                 data.load_state_dict(mark["stream"])
-            source, begun = self._readable(iter(data)), mark["place"]
+            source, begun = self._readable(rows_of(data, self.config)), mark["place"]
             while block := list(islice(source, self.config.shuffle_buffer)):
                 generator = (self.seed * SEED_STRIDE + mark["epoch"]) * SEED_STRIDE + mark["block"]
                 for index in permutation(len(block), generator % 2**63):

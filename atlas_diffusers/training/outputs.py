@@ -86,6 +86,4 @@ def save_grid(config: TrainingConfig, pipeline: Any, dataset: PictureDataset | B
 def build_evaluator(config: TrainingConfig) -> Evaluator:
     """Beside ``eval_dataset``, or the training data."""
     target = config.eval_dataset or config.dataset.model_copy(update={"random_flip": False, "aspect_buckets": False})
-    if target.streaming:
-        raise ValueError("eval_interval with a stream needs an eval_dataset that is not one")
     return Evaluator(load_pictures(config, target))

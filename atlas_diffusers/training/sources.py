@@ -1,6 +1,15 @@
 """The data set that a recipe names."""
 
+import json
+import lzma
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..config import DatasetConfig
 from ..image_files import read_folder
@@ -17,22 +26,55 @@ def load_training_data(config: DatasetConfig):
         ValueError: for a column that is not there, or a folder without pictures; ``OSError`` for a source that is not.
     """
     import datasets
-    import pyarrow
 
     if config.captions != "auto" and folder_of(config) is None:
         raise ValueError(f"dataset.captions={config.captions!r} is for a folder of pictures, which name={config.name!r} is not")
-    try:
+    with named_source(config):
         data = _load(config)
-        known = data.column_names or list(next(iter(data), ()))
-    except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid) as error:
-        hint = "; are its metadata UTF-8?" if config.name == "imagefolder" else ""
-        raise ValueError(f"dataset {config.root or config.name!r} cannot be read ({error.__cause__ or error}){hint}") from error
+        known = data.column_names or list(next(rows_of(data, config), ()))
     for column in (config.image_column, config.caption_column, config.aliases_column, config.label_column):
         if column is not None and column not in known:
             raise ValueError(f"dataset {config.name!r} has no column {column!r}; its columns are {known}")
     if config.streaming and isinstance(data, datasets.Dataset):
         data = data.to_iterable_dataset(num_shards=min(len(data), STREAM_SHARDS))
     return data.cast_column(config.image_column, datasets.Image(decode=False))
+
+
+def rows_of(stream: Any, config: DatasetConfig) -> Iterator[dict]:
+    """The rows of a stream; ``ValueError`` names the source and the row where it breaks off."""
+    rows, number = iter(stream), 0
+    while True:
+        with named_source(config, f" after {number} rows"):
+            if (row := next(rows, None)) is None:
+                return
+        yield row
+        number += 1
+
+
+@contextmanager
+def named_source(config: DatasetConfig, where: str = "") -> Iterator[None]:
+    """
+    Turns what `datasets` and its readers stumble over into a ``ValueError`` that names the source, and ``where`` in it; before
+    the first row an ``OSError`` stays, which has a name of its own.
+    """
+    import datasets
+    import httpx
+    import pyarrow
+
+    broken = (
+        datasets.exceptions.DatasetsError, pyarrow.ArrowException, httpx.HTTPError, tarfile.TarError,
+        lzma.LZMAError, zlib.error, zipfile.BadZipFile, struct.error, EOFError, LookupError, TypeError, AttributeError,
+        RuntimeError, UnicodeDecodeError, json.JSONDecodeError, OSError,
+    )  # fmt: skip
+    try:
+        yield
+    except broken as error:
+        if isinstance(error, OSError) and not where:
+            raise
+        hint = "; are its metadata UTF-8?" if config.name == "imagefolder" else ""
+        cause = error.__cause__ or error
+        told = str(cause) or type(cause).__name__
+        raise ValueError(f"dataset {config.root or config.name!r} cannot be read{where} ({told}){hint}") from error
 
 
 def _load(config: DatasetConfig):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from ..config import TrainingConfig
 from .buckets import BucketSampler
 from .caching import CachedPictures, CaptionCache
-from .checkpoints import latest_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import is_hashed, latest_checkpoint, load_checkpoint, save_checkpoint
 from .deriving import complete_recipe
 from .evaluation import Evaluator, write_evaluation
 from .locking import RunLock
@@ -113,8 +113,10 @@ class Trainer:
 
     def _caches(self) -> CaptionCache | None:
         """Replace pictures by cached latents, and return cached captions, where the recipe says so."""
-        c, parts, captions = self.config, self.parts, None
-        with self.accelerator.main_process_first():
+        c, parts, captions, main = self.config, self.parts, None, self.accelerator.is_main_process
+        if not (c.cache_latents or c.cache_text_embeddings):
+            return None
+        with self.accelerator.main_process_first(), self.lock if main else nullcontext():
             if c.cache_latents:
                 self.dataset = CachedPictures(self.dataset, parts.vae, self.folder / "cache")
             if c.cache_text_embeddings:
@@ -133,7 +135,6 @@ class Trainer:
             ValueError: if another process trains into the same folder.
         """
         c, main = self.config, self.accelerator.is_main_process
-        self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             if main:
                 stack.enter_context(self.lock)
@@ -276,11 +277,14 @@ class Trainer:
         tensors, state = load_checkpoint(path)
         try:
             self.snapshot.restore(tensors, state)
-            changes = compare_origins(state["origin"], self.origin)
+            changes = compare_origins(state["origin"], self.origin) if state["origin"] else []
         except ValueError as error:
             raise ValueError(f"checkpoint {path} does not fit this recipe: {error}") from error
         if state["step"] > self.config.max_steps:
             raise ValueError(f"max_steps={self.config.max_steps}, but {path} is of a later step; choose another output_dir")
+        if not is_hashed(path) and self.accelerator.is_main_process:
+            unknown = "" if state["origin"] else ", nor whether recipe and data are those that it was trained with"
+            logger.warning(f"{path} has no hashes: whether its files are intact cannot be checked{unknown}")
         if changes and self.accelerator.is_main_process:
             logger.warning(f"going on from {path} with changes that hold from here on: {'; '.join(changes)}")
         self.step, self.streams = state["step"], state["streams"]

@@ -200,7 +200,9 @@ def test_times_of_equal_noise_are_one_step():
 
 
 @pytest.mark.parametrize(
-    "field", [{"adaptive_epsilon": True}, {"multi_scale": True}, {"scale_factors": [1.0]}], ids=lambda field: next(iter(field))
+    "field",
+    [{"adaptive_epsilon": True}, {"multi_scale": True}, {"multi_scale": True, "scale_factors": [1.0]}],
+    ids=lambda field: next(iter(field)),
 )
 def test_kernels_that_are_not_the_noises_are_refused(field):
     name = next(iter(field))
@@ -248,10 +250,12 @@ def test_every_option_of_a_kernel_operator_is_read():
 def test_the_options_of_every_operator_reach_the_bridge(monkeypatch):
     made, solver = [], SchrodingerBridgeSolver
     monkeypatch.setattr(hierarchical, "SchrodingerBridgeSolver", lambda *a, **k: (made.append(k), solver(*a, **k))[1])
-    first_projection(solver_type="nystrom", n_landmarks=9, rff_features=7, orthogonal=False, max_kernel_cache_size=3)
-    assert made[0]["solver_type"] == "nystrom" and made[0]["kernel_options"] == {
-        "num_landmarks": 9, "num_features": 7, "orthogonal": False, "max_bytes": 3 * 2**20,
-    }  # fmt: skip
+    first_projection(solver_type="nystrom", n_landmarks=9, max_kernel_cache_size=3)
+    first_projection(solver_type="rff", rff_features=7, orthogonal=False)
+    plain = {"num_landmarks": 256, "num_features": 1024, "orthogonal": True, "max_bytes": 2**30}
+    assert [each["solver_type"] for each in made] == ["nystrom", "rff"]
+    assert made[0]["kernel_options"] == {**plain, "num_landmarks": 9, "max_bytes": 3 * 2**20}
+    assert made[1]["kernel_options"] == {**plain, "num_features": 7, "orthogonal": False}
 
 
 def test_only_gaussian_kernels_are_bridges():
@@ -270,7 +274,8 @@ def test_the_network_of_the_original_is_ours():
     with torch.random.fork_rng():
         model = HighResLatentScoreModel(**fields)
         adapted = HighResLatentScoreModel(**fields, lora={"rank": 2})
-        plain = HighResLatentScoreModel(**fields, conditional=False)
+        read = {name: value for name, value in fields.items() if name not in ("context_dim", "cross_attention_levels")}
+        plain = HighResLatentScoreModel(**read, conditional=False)
     assert type(model) is AtlasUNet2DModel and model.config.cross_attention_dim == 16
     assert plain.config.cross_attention_levels == [] and plain.config.cross_attention_dim is None
     assert any("lora" in name for name, _ in adapted.named_parameters())

@@ -115,8 +115,8 @@ def test_correctors_of_a_flow_bring_the_variance_back(name):
     """Few steps of first order lose variance, which Langevin steps with the exact score restore."""
     call = {"num_images_per_prompt": 200, "num_inference_steps": 3, "output_type": "latent"}
     plain, corrected = (
-        gaussian_pipeline(flow(name))(**call, generator=seeded(), corrector_steps=steps, corrector_snr=0.3).images.std()
-        for steps in (0, 4)
+        gaussian_pipeline(flow(name))(**call, generator=seeded(), **corrector).images.std()
+        for corrector in ({}, {"corrector_steps": 4, "corrector_snr": 0.3})
     )
     assert abs(corrected - 0.6) < 0.5 * abs(plain - 0.6)
 

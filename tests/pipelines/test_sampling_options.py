@@ -86,7 +86,7 @@ def expected_by_hand(pipeline, states, guided, scale=4.0):
 def test_a_guider_of_diffusers_is_our_own_guidance(tiny_pipeline):
     options = {"guidance_scale": 3.0, "guidance_rescale": 0.4}
     expected = generate(tiny_pipeline, **options)
-    found = generate(tiny_pipeline, guidance_scale=1.0, guider=ClassifierFreeGuidance(**options))
+    found = generate(tiny_pipeline, guider=ClassifierFreeGuidance(**options))
     torch.testing.assert_close(found, expected)
     late = ClassifierFreeGuidance(3.0, start=0.5)
     pipeline = build_tiny_pipeline()

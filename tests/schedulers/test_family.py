@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import warnings
 
 import diffusers
 import pytest
@@ -309,6 +310,17 @@ def test_a_callback_may_change_the_sample_between_the_calls_of_a_step(cls, confi
 
 
 # ------------------------------------------------------------------ bad input
+
+
+@ALL
+def test_ends_of_a_grid_that_is_off_are_named(cls):
+    with pytest.warns(UserWarning, match="sigma_min and sigma_max: not read, because no sigma grid is on"):
+        cls(sigma_min=0.1, sigma_max=20.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grid = cls(sigma_min=0.1, sigma_max=20.0, use_karras_sigmas=True)
+        cls.from_config(grid.config)
+        cls(sigma_min=None)
 
 
 @ALL

@@ -127,6 +127,17 @@ def test_one_flipped_bit_is_noticed_wherever_it_is(tmp_path, file):
     assert load_checkpoint(path)[1]["rate"] == 1.0
 
 
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", [truncate, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_damage_is_named_without_hashes_too(tmp_path, file, damage):
+    path = save_checkpoint(tmp_path, 4, tensors(), {"lr_step": 3, "without_moments": [], "origin": None}, keep=1)
+    (path / "hashes.json").unlink()
+    assert load_checkpoint(path)[1]["lr_step"] == 3
+    damage(path / file)
+    with pytest.raises(OSError, match="checkpoint-4 is damaged"):
+        load_checkpoint(path)
+
+
 def test_folders_of_other_names_are_left_alone(tmp_path):
     for name in ("checkpoint-best", "checkpoint-4-old", "checkpoint-"):
         (tmp_path / name).mkdir()

@@ -121,8 +121,11 @@ def test_a_weighting_is_its_function_with_its_options(name, options):
         ({"loss_weighting": {"name": "p2", "gamma": -1.0}}, "loss_weighting: {'gamma': -1.0}; expected positive numbers"),
         ({"loss_weighting": {"gamma": 5.0}}, "loss_weighting needs a name"),
         ({"loss_weighting": {"name": "p2"}, "p2_gamma": 1.0}, "give at most one of loss_weighting, min_snr_gamma, p2_gamma"),
-        ({"objective": "denoising", "time_distribution": "logit_normal"}, "time_distribution: not used by objective="),
-        ({"logit_mean": 1.0}, "need time_distribution='logit_normal'"),
+        (
+            {"objective": "denoising", "time_distribution": "logit_normal"},
+            "time_distribution='logit_normal': not read by objective=",
+        ),
+        ({"logit_mean": 1.0}, "logit_mean=1.0: not read without time_distribution='logit_normal'"),
         ({"scheduler": {"_class_name": "EulerDiscreteScheduler"}}, "'EulerDiscreteScheduler' is unknown; allowed are"),
         ({"scheduler": {"_class_name": "AtlasDDIMScheduler"}}, "give scheduler.use_flow_sigmas: true"),
         ({"scheduler": {"use_flow_sigmas": True}, "objective": "denoising"}, "objective: flow_matching trains for it"),

@@ -12,10 +12,20 @@ import psutil
 import pytest
 import torch
 import yaml
+from PIL import Image
 from test_trainer import RECIPE, ROOT, build, final_state, recipe
 
-from atlas_diffusers.config import TrainingConfig
-from atlas_diffusers.training import Trainer, TrainingStopped, latest_checkpoint, resuming, trainer
+from atlas_diffusers.config import DatasetConfig, TrainingConfig
+from atlas_diffusers.training import (
+    PictureDataset,
+    Trainer,
+    TrainingStopped,
+    fingerprints,
+    latest_checkpoint,
+    load_training_data,
+    resuming,
+    trainer,
+)
 from atlas_diffusers.training.checkpoints import checkpoints
 from atlas_diffusers.training.fingerprints import data_fingerprint
 from atlas_diffusers.training.locking import RunLock
@@ -56,7 +66,10 @@ def test_a_changed_learning_rate_holds_from_the_checkpoint_on(begun, tmp_path, s
 
 
 def test_nothing_is_said_of_what_decides_nothing(begun, tmp_path, said):
-    assert resume(begun, tmp_path, log_interval=2, sample_prompts=["ball"], dataset={"num_workers": 1}).step == 2
+    assert (
+        resume(begun, tmp_path, log_interval=2, sample_interval=9, sample_prompts=["ball"], dataset={"num_workers": 1}).step
+        == 2
+    )
     assert said == []
 
 
@@ -125,6 +138,63 @@ def test_the_fingerprint_is_of_contents(begun, tmp_path):
         assert data_fingerprint(first) != data_fingerprint(second)
 
 
+def pictures_in(folder, **options):
+    config = DatasetConfig(root=str(folder), **options)
+    return PictureDataset(load_training_data(config), config)
+
+
+def test_the_fingerprint_of_a_folder_is_of_what_copying_keeps(tmp_path):
+    for place in range(6):
+        Image.new("RGB", (4, 4), (place, 0, 0)).save(tmp_path / f"{place}.bmp")
+    before = data_fingerprint(pictures_in(tmp_path))
+    copy = shutil.copytree(tmp_path, tmp_path.parent / "copy", copy_function=shutil.copyfile)
+    assert data_fingerprint(pictures_in(copy)) == before, "another folder, other times, the same pictures"
+    Image.new("RGB", (4, 4), (9, 0, 0)).save(copy / "3.bmp")
+    assert data_fingerprint(pictures_in(copy)) != before, "another picture of the same name and size"
+    (copy / "3.bmp").unlink()
+    (tmp_path / "3.bmp").rename(copy / "33.bmp")
+    assert data_fingerprint(pictures_in(copy)) != before, "another name"
+
+
+@pytest.mark.parametrize("limit", [{"MOST_PICTURES": 3}, {"MOST_BYTES": 3 * 102}])
+def test_of_many_pictures_names_and_sizes_are_read_and_contents_of_some(tmp_path, monkeypatch, limit):
+    for place in range(6):
+        Image.new("RGB", (4, 4), (place, 0, 0)).save(tmp_path / f"{place}.bmp")
+        assert (tmp_path / f"{place}.bmp").stat().st_size == 102
+    for name, value in limit.items():
+        monkeypatch.setattr(fingerprints, name, value)
+    found = {"as it was": data_fingerprint(pictures_in(tmp_path))}
+    Image.new("RGB", (4, 4), (99, 0, 0)).save(tmp_path / "1.bmp")
+    found["unseen"] = data_fingerprint(pictures_in(tmp_path))
+    Image.new("RGB", (4, 4), (99, 0, 0)).save(tmp_path / "2.bmp")
+    found["seen"] = data_fingerprint(pictures_in(tmp_path))
+    Image.new("RGB", (9, 9)).save(tmp_path / "1.bmp")
+    found["resized"] = data_fingerprint(pictures_in(tmp_path))
+    assert found["unseen"] == found["as it was"] and len(set(found.values())) == 3
+
+
+def early(path):
+    """Make a checkpoint what it was before there were hashes."""
+    file = path / "state.json"
+    state = json.loads(file.read_text())
+    del state["origin"], state["without_moments"]
+    state["lr_scheduler"] = {"last_epoch": state.pop("lr_step"), "_last_lr": [0.1]}
+    file.write_text(json.dumps(state))
+    (path / "hashes.json").unlink()
+
+
+def test_a_checkpoint_from_before_there_were_hashes_goes_on_with_one_warning(begun, tmp_path, said):
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    early(tmp_path / "checkpoint-1")
+    run = build(tmp_path, max_steps=2, checkpoint_interval=1)
+    assert run.step == 1 and len(said) == 1
+    assert "checkpoint-1 has no hashes: whether its files are intact cannot be checked, nor whether recipe and data" in said[0]
+    run.train()
+    found, expected = final_state(tmp_path)[0], final_state(begun)[0]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_missing_moments_are_named(begun, tmp_path):
     run = resume(begun, tmp_path)
     tensors, state = final_state(tmp_path)
@@ -145,24 +215,95 @@ def test_a_folder_in_use_is_refused_and_left_free(begun, tmp_path):
         with pytest.raises(ValueError, match="in use by process"):
             run.train()
     run.train()
-    assert not (tmp_path / ".lock").exists() and latest_checkpoint(tmp_path).name == "checkpoint-3"
+    assert not locks(tmp_path) and latest_checkpoint(tmp_path).name == "checkpoint-3"
 
 
-@pytest.mark.parametrize("holder", ["ended", "number used again", "damaged", "incomplete"])
+def locks(folder):
+    return [path.name for path in folder.glob(".lock*")]
+
+
+def lock_of(folder, pid, started, host=None):
+    (folder / f".lock-{pid}-{started:.2f}-{host or socket.gethostname()}").touch()
+
+
+@pytest.mark.parametrize("holder", ["ended", "number used again"])
 def test_a_stale_lock_is_taken_over(tmp_path, holder):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    content = {"pid": child.pid if holder == "ended" else os.getpid(), "host": socket.gethostname(), "started": 1.0}
-    (tmp_path / ".lock").write_text({"damaged": "{", "incomplete": "{}"}.get(holder, json.dumps(content)))
+    lock_of(tmp_path, child.pid if holder == "ended" else os.getpid(), 1.0)
     with RunLock(tmp_path):
-        held = json.loads((tmp_path / ".lock").read_text())
-        assert held["pid"] == os.getpid() and held["started"] == psutil.Process().create_time()
+        own = f".lock-{os.getpid()}-{psutil.Process().create_time():.2f}-{socket.gethostname()}"
+        assert locks(tmp_path) == [own]
+    assert locks(tmp_path) == []
 
 
 def test_a_lock_of_another_machine_says_what_to_do(tmp_path):
-    (tmp_path / ".lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 1.0}))
-    with pytest.raises(ValueError, match=r"process 1 on elsewhere.*delete .*\.lock"):
+    lock_of(tmp_path, 1, 1.0, "elsewhere")
+    with pytest.raises(ValueError, match=r"process 1 on elsewhere.*delete .*\.lock-1-1.00-elsewhere"):
         RunLock(tmp_path).check()
+
+
+def test_whoever_looks_first_and_writes_last_does_not_get_the_folder(tmp_path, monkeypatch):
+    """Another process takes the folder, over a stale lock, after this one found that free and before it wrote its own."""
+    other = psutil.Process().parent()
+    lock_of(tmp_path, os.getpid(), 1.0)
+    look = RunLock.check
+
+    def overtaken(self):
+        look(self)
+        lock_of(tmp_path, other.pid, other.create_time())
+
+    monkeypatch.setattr(RunLock, "check", overtaken)
+    with pytest.raises(ValueError, match=f"in use by process {other.pid}"):
+        with RunLock(tmp_path):
+            pass
+    assert locks(tmp_path) == [f".lock-{other.pid}-{other.create_time():.2f}-{socket.gethostname()}"], "the other's stays"
+
+
+ENTER = """
+import sys, time
+from pathlib import Path
+from atlas_diffusers.training.locking import RunLock
+lock = RunLock(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with lock:
+        print("in", flush=True)
+        sys.stdin.readline()
+except ValueError:
+    print("out", flush=True)
+"""
+
+
+def test_of_processes_that_start_together_at_most_one_gets_the_folder(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ENTER, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen(command, env=environment, **pipes) for _ in range(3)]
+    assert [child.stdout.readline() for child in children] == ["ready\n"] * 3
+    for child in children:
+        child.stdin.write("\n"), child.stdin.flush()
+    told = [child.stdout.readline().strip() for child in children]
+    assert told.count("in") <= 1 and set(told) <= {"in", "out"}
+    assert len(locks(tmp_path)) == told.count("in")
+    for child in children:
+        child.communicate("\n")
+    assert locks(tmp_path) == []
+
+
+def test_caches_are_written_under_the_lock(tmp_path, monkeypatch):
+    held = []
+    monkeypatch.setattr(trainer, "CaptionCache", lambda *arguments: held.append(locks(tmp_path)))
+    config = TrainingConfig(
+        output_dir=str(tmp_path), dataset=RECIPE["dataset"], init_from="atlas-emoji", text_encoder=None,
+        train_text_encoder=False, cache_text_embeddings=True,
+    )  # fmt: skip
+    Trainer(config)
+    assert len(held) == len(held[0]) == 1 and locks(tmp_path) == []
+    with RunLock(tmp_path), pytest.raises(ValueError, match="in use"):
+        Trainer(config)
+    assert len(held) == 1
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
@@ -189,7 +330,7 @@ def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_as_if_nothing_was(t
         with pytest.raises(TrainingStopped, match=f"stopped by {number.name} after step 1 of 2; .*checkpoint-1") as stop:
             build(tmp_path, max_steps=2, checkpoint_interval=2).train()
     assert stop.value.number == number and signal.getsignal(number) == before
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"] and not (tmp_path / ".lock").exists()
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"] and not locks(tmp_path)
     build(tmp_path, max_steps=2, checkpoint_interval=2).train()
     found, expected = final_state(tmp_path)[0], final_state(begun)[0]
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -224,7 +365,7 @@ def test_sigterm_to_the_command_reaches_the_script(tmp_path, processes):
     assert not psutil.wait_procs(children, timeout=20)[1], "no process trains on"
     last = [line for line in errors.splitlines() if line.startswith("train.py: ")]
     assert len(last) == 1 and "stopped by SIGTERM" in last[0] and "goes on from" in last[0], errors[-2000:]
-    assert not (out / ".lock").exists()
+    assert not locks(out)
     if processes == 1:
         assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in errors
 

@@ -4,8 +4,10 @@ import io
 import itertools
 import json
 
+import httpx
+import pyarrow
 import pytest
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, IterableDataset, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PIL
@@ -122,6 +124,26 @@ def test_a_stream_needs_a_number_of_steps(tmp_path):
 def test_evaluation_needs_data_of_known_length(tmp_path):
     with pytest.raises(ValueError, match="needs an eval_dataset that is not one"):
         build(tmp_path, **STREAMED, eval_interval=2).train()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("Corrupt snappy compressed data"), pyarrow.ArrowNotImplementedError("no such encoding"), KeyError("image"),
+     httpx.ReadTimeout("slow"), UnicodeDecodeError("utf-8", b"a", 0, 1, "invalid start byte")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_a_stream_that_breaks_off_is_named_with_its_place(error):
+    def rows():
+        yield from stream(5)
+        raise error
+
+    data = IterableDataset.from_generator(rows, features=FEATURES)
+    sampler = StreamSampler(data, config(shuffle_buffer=2), 1, seed=0)
+    with pytest.raises(ValueError, match="dataset 'embedded:emoji' cannot be read after 5 rows .*"):
+        take(sampler, 9)
+    broken = PictureDataset(data, config())
+    with pytest.raises(ValueError, match="cannot be read after 5 rows"):
+        broken.captions()
 
 
 def test_a_stream_is_not_split_anew(tmp_path):

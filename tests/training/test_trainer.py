@@ -529,6 +529,8 @@ def test_weights_split_over_processes_are_refused(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------- what is wrong before the first step
 
 NO_TEXT = {"cross_attention_levels": [], "addition_embed_type": None}
+UNREAD = {"model": NO_TEXT, "text_encoder": None, "dataset": {"caption_column": None, "aliases_column": None}}
+BALL = {"sample_interval": 9, "sample_prompts": ["ball"]}
 
 
 @pytest.mark.parametrize(
@@ -539,9 +541,10 @@ NO_TEXT = {"cross_attention_levels": [], "addition_embed_type": None}
         ({"scheduler": {"bogus": 1}}, "scheduler.bogus: unknown key"),
         ({"scheduler": {"beta_shedule": "cosine"}}, "scheduler.beta_shedule: unknown key, did you mean 'beta_schedule'?"),
         ({"model": NO_TEXT}, "the network does not read captions: give model."),
-        ({"model": NO_TEXT, "text_encoder": None, "sample_prompts": ["ball"]}, "sample_prompts=['ball'], but"),
+        ({"model": NO_TEXT, "text_encoder": None, **BALL}, "sample_prompts=['ball'], but"),
+        ({**UNREAD, "caption_dropout": 0.2}, "caption_dropout=0.2: not read without captions or labels"),
     ],
-    ids=["model key", "model value", "scheduler key", "near key", "captions unread", "prompts unread"],
+    ids=["model key", "model value", "scheduler key", "near key", "captions unread", "prompts unread", "nothing to drop"],
 )  # fmt: skip
 def test_mistakes_are_found_before_the_first_step(tmp_path, changes, message):
     with pytest.raises(ValueError) as error:
@@ -552,7 +555,8 @@ def test_mistakes_are_found_before_the_first_step(tmp_path, changes, message):
 def test_a_recipe_is_utf_8_whatever_the_locale(tmp_path):
     """In a process whose preferred encoding is ASCII."""
     (tmp_path / "recipe.yaml").write_text(
-        yaml.safe_dump(recipe(tmp_path / "run", max_steps=1, sample_prompts=["漢字"]), allow_unicode=True), encoding="utf-8"
+        yaml.safe_dump(recipe(tmp_path / "run", max_steps=1, sample_interval=9, sample_prompts=["漢字"]), allow_unicode=True),
+        encoding="utf-8",
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, str(ROOT / "training" / "train.py"), "--config", str(tmp_path / "recipe.yaml")]
