@@ -20,7 +20,7 @@ EFFECTIVE = {
     "micro_batch_size", "mixed_precision", "dataset.skip_bad_images", "source_dataset.skip_bad_images",
 }  # fmt: skip
 CONTENTS = {
-    "data": "other pictures, captions or labels",
+    "pictures": "other pictures, captions or labels",
     "tokenizer": "another vocabulary",
     "frozen": "other weights where nothing trains",
 }
@@ -29,7 +29,7 @@ CONTENTS = {
 def origin_of(config: TrainingConfig, parts: Networks, pictures: PictureDataset | Annotated, processes: int) -> dict[str, Any]:
     """What tells a run from another: the recipe, the processes, and what it reads that the recipe only names."""
     frozen = fingerprint(networks=tuple(parts.every()), frozen_only=True)
-    contents = {"data": data_fingerprint(pictures), "frozen": frozen}
+    contents = {"pictures": data_fingerprint(pictures), "frozen": frozen}
     if parts.tokenizer is not None:
         contents["tokenizer"] = tokenizer_fingerprint(parts.tokenizer)
     return origin(config.model_dump(mode="json"), processes, contents)
@@ -60,7 +60,9 @@ def compare_origins(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         refused.append(f"{old['processes']} processes -> {new['processes']}, {steps[0]} pictures a step -> {steps[1]}")
     for name, meaning in CONTENTS.items():
         values = old["contents"].get(name), new["contents"].get(name)
-        if values[0] != values[1]:
+        if values[0] is None and values[1] is not None:
+            told.append(f"{name} of an earlier kind of checkpoint, which cannot be compared")
+        elif values[0] != values[1]:
             refused.append(f"{meaning} (fingerprint {values[0]} -> {values[1]})")
     if refused:
         raise ValueError(

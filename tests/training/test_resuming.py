@@ -121,6 +121,13 @@ def test_two_small_batches_of_two_processes_are_one_large_one():
         resuming.compare_origins(sides[0], resuming.origin(recipes[0], 2, {}))
 
 
+def test_contents_that_a_checkpoint_does_not_know_are_not_compared():
+    sides = [resuming.origin({"batch_size": 8}, 1, contents) for contents in ({}, {"pictures": "a"}, {"pictures": "b"})]
+    assert resuming.compare_origins(*sides[:2]) == ["pictures of an earlier kind of checkpoint, which cannot be compared"]
+    with pytest.raises(ValueError, match=r"other pictures, captions or labels \(fingerprint a -> b\)"):
+        resuming.compare_origins(*sides[1:])
+
+
 def test_every_field_that_may_change_exists():
     for key in resuming.FREE | resuming.EFFECTIVE:
         model = TrainingConfig
