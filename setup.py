@@ -28,6 +28,7 @@ setup(
     packages=find_packages(include=["atlas_diffusers", "atlas_diffusers.*"]),
     package_data={
         "atlas_diffusers.config": ["recipes/*.yaml"],
+        "atlas_diffusers.pictures": ["fonts/*"],
         "atlas_diffusers.pretrained": ["emoji/*", "digits/*", "pictograms/*", "atlas-*/*.*", "atlas-*/*/*"],
     },
     install_requires=[

@@ -55,9 +55,15 @@ class Network:
 
 
 @deterministic
+def build_plain_network(family: str, copy: int = 0, **changes):
+    """The network of a family with random weights, its config changed as told; another ``copy`` is another one."""
+    return getattr(diffusers, NETWORKS[family].name)(**{**NETWORKS[family].config, **changes}).eval()
+
+
+@deterministic
 def build_network(family: str, copy: int = 0):
-    """The network of a family; another ``copy`` is another one."""
-    network = getattr(diffusers, NETWORKS[family].name)(**NETWORKS[family].config).eval()
+    """The same with the exact answer."""
+    network = build_plain_network(family, copy)
     network.forward = NETWORKS[family].answer
     return network
 

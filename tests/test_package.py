@@ -19,7 +19,7 @@ ALLOWED = {
     "kernels": set(),
     "pretrained": set(),
     "image_files": set(),
-    "pictures": {"metrics", "transport", "bridges"},
+    "pictures": {"metrics", "transport", "bridges", "pretrained"},
     "metrics": {"kernels", "pipelines", "pretrained"},
     "hardware": {"config"},
     "check_hardware": {"hardware"},

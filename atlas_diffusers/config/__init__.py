@@ -7,11 +7,12 @@ from .models import ConditioningConfig, HighResModelConfig, InferenceConfig, Sam
 from .noise_scheduler import BetaSchedule, NoiseSchedulerConfig, SamplingMethod
 from .presets import build_preset, list_presets, list_recipes, load_preset, read_recipe, recipe_file
 from .reading import apply_overrides, merge, read_mapping, unknown_key, validate
-from .training import LoRAConfig, TextEncoderConfig, TrainingConfig
+from .training import ClassImagesConfig, LoRAConfig, TextEncoderConfig, TrainingConfig
 
 __all__ = [
     "BetaSchedule",
     "BridgeConfig",
+    "ClassImagesConfig",
     "ConditioningConfig",
     "DatasetConfig",
     "HighResModelConfig",

@@ -43,6 +43,7 @@ class DatasetConfig(StrictModel):
         default=None, description="keep only these categories (embedded data; of digits `zero` to `nine`)"
     )
     styles: list[str] | None = Field(default=None, description="keep only these styles (embedded pictograms)")
+    caption: str | None = Field(default=None, description="one caption for every picture, instead of theirs")
     image_column: str = "image"
     caption_column: str | None = Field(default="text", description="null trains without prompts")
     aliases_column: str | None = Field(default=None, description="a list of further captions, one drawn at random each time")

@@ -20,7 +20,9 @@ MOST_VALUES, LONGEST = 100_000, 100
 # what people bring from Diffusers' examples and from kohya's scripts
 ELSEWHERE = {
     "lr": "learning_rate", "train_data_dir": "dataset.root", "data_dir": "dataset.root", "dataset_name": "dataset.name",
-    "instance_data_dir": "dataset.root", "caption_extension": "dataset.captions", "enable_bucket": "dataset.aspect_buckets",
+    "instance_data_dir": "dataset.root", "instance_prompt": "dataset.caption", "class_prompt": "class_images.prompt",
+    "class_data_dir": "class_images.root", "num_class_images": "class_images.count", "prior_loss_weight": "class_images.weight",
+    "caption_extension": "dataset.captions", "enable_bucket": "dataset.aspect_buckets",
     "train_batch_size": "batch_size", "gradient_accumulation_steps": "micro_batch_size", "max_train_steps": "max_steps",
     "num_train_epochs": "epochs", "max_train_epochs": "epochs", "num_epochs": "epochs", "resume_from_checkpoint": "resume",
     "pretrained_model_name_or_path": "init_from", "checkpointing_steps": "checkpoint_interval",

@@ -9,11 +9,11 @@ from .bridge import BridgeConfig
 from .kernels import KernelConfig
 from .models import ConditioningConfig, HighResModelConfig, InferenceConfig, SamplerConfig
 from .noise_scheduler import NoiseSchedulerConfig
-from .training import DatasetConfig, LoRAConfig, TextEncoderConfig, TrainingConfig
+from .training import ClassImagesConfig, DatasetConfig, LoRAConfig, TextEncoderConfig, TrainingConfig
 
 MODELS = (
-    TrainingConfig, DatasetConfig, TextEncoderConfig, LoRAConfig, BridgeConfig, KernelConfig, SamplerConfig,
-    HighResModelConfig, ConditioningConfig, InferenceConfig, NoiseSchedulerConfig,
+    TrainingConfig, DatasetConfig, TextEncoderConfig, LoRAConfig, ClassImagesConfig, BridgeConfig, KernelConfig,
+    SamplerConfig, HighResModelConfig, ConditioningConfig, InferenceConfig, NoiseSchedulerConfig,
 )  # fmt: skip
 HEAD = """# Configuration reference
 

@@ -1,5 +1,6 @@
 """The training recipe."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -49,15 +50,33 @@ class LoRAConfig(StrictModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     target_modules: list[str] = Field(default=["to_q", "to_k", "to_v", "to_out.0"], min_length=1, description="of the network")
     text_encoder_modules: list[str] = Field(
-        default_factory=list, description="of the text encoder, such as [q_proj, k_proj, v_proj, out_proj]; none by default"
+        default_factory=list, description="of the text encoders, such as [q_proj, k_proj, v_proj, out_proj]; none by default"
+    )
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="other ranks by the ends of modules' names, regular expressions such as `attn2.to_k`"
+    )
+    quantize: Literal["8bit", "4bit"] | None = Field(
+        default=None, description="of the network that adapters are added to, by bitsandbytes; not tested on a GPU"
     )
 
-    def peft(self, modules: list[str]) -> "LoraConfig":
-        """PEFT's configuration of adapters for some modules."""
+    def peft(self, modules: list[str], patterns: Iterable[str] = ()) -> "LoraConfig":
+        """PEFT's configuration of adapters for some modules, with the ranks of some of ``rank_pattern``."""
         from peft import LoraConfig
 
-        options: dict[str, Any] = {"lora_alpha": self.alpha or self.rank, "lora_dropout": self.dropout}
+        ranks = {pattern: self.rank_pattern[pattern] for pattern in patterns}
+        options: dict[str, Any] = {"lora_alpha": self.alpha or self.rank, "lora_dropout": self.dropout, "rank_pattern": ranks}
+        # a scale of 1 whatever the rank
+        options |= {} if self.alpha else {"alpha_pattern": dict(ranks)}
         return LoraConfig(r=self.rank, target_modules=modules, **options)
+
+
+class ClassImagesConfig(StrictModel):
+    """Prior preservation (Ruiz et al. 2022, arXiv 2208.12242): pictures of the subject's class train beside the data."""
+
+    prompt: str = Field(min_length=1, description="names the class, such as `a dog`")
+    count: int = Field(default=100, ge=1, description="pictures; the pipeline makes those that the folder lacks")
+    weight: float = Field(default=1.0, gt=0, description="of their loss")
+    root: str | None = Field(default=None, description="their folder; by default class_images in output_dir")
 
 
 class TrainingConfig(StrictModel):
@@ -74,8 +93,14 @@ class TrainingConfig(StrictModel):
         default_factory=dict, description="arguments of AtlasUNet2DModel, or of the network that `_class_name` among them names"
     )
     text_encoder: TextEncoderConfig | None = TextEncoderConfig()
-    train_text_encoder: bool = Field(default=True, description="false keeps the text encoder of init_from as it is")
+    train_text_encoder: bool | None = Field(
+        default=None,
+        description="false keeps the text encoder of init_from as it is; by default those of Diffusers' pipelines stay",
+    )
     lora: LoRAConfig | None = Field(default=None, description="train adapters of init_from instead of its weights")
+    class_images: ClassImagesConfig | None = Field(
+        default=None, description="pictures of the subject's class that keep init_from from forgetting it"
+    )
     scheduler: dict[str, Any] | None = Field(
         default=None, description="a scheduler configuration; by default that of init_from, or AtlasDDIMScheduler's"
     )
@@ -177,7 +202,9 @@ class TrainingConfig(StrictModel):
     @property
     def trains_text_encoder(self) -> bool:
         """Whether a text encoder, if there is one, has weights that train."""
-        return bool(self.lora.text_encoder_modules) if self.lora is not None else self.train_text_encoder
+        if self.lora is not None:
+            return bool(self.lora.text_encoder_modules)
+        return not self.cache_text_embeddings if self.train_text_encoder is None else self.train_text_encoder
 
     @model_validator(mode="after")
     def _batches_fit(self):
@@ -223,13 +250,15 @@ class TrainingConfig(StrictModel):
             raise ValueError("cache_latents needs an autoencoder, of init_from or vae")
         if self.lora is not None and self.init_from is None:
             raise ValueError("lora needs init_from, the pipeline to adapt")
-        if self.text_encoder is not None and self.dataset.caption_column is None:
+        if self.class_images is not None and (self.init_from is None or self.dataset.streaming or self.source_dataset):
+            raise ValueError("class_images needs init_from, and neither dataset.streaming nor source_dataset")
+        if self.text_encoder is not None and self.dataset.caption_column is None and self.dataset.caption is None:
             raise ValueError("text_encoder needs dataset.caption_column; set text_encoder: null to train without prompts")
-        if self.init_from is None and not self.train_text_encoder:
+        if self.init_from is None and self.train_text_encoder is False:
             raise ValueError("train_text_encoder: false needs init_from, whose text encoder stays as it is")
-        if self.lora is not None and self.lora.text_encoder_modules and not self.train_text_encoder:
+        if self.lora is not None and self.lora.text_encoder_modules and self.train_text_encoder is False:
             raise ValueError("train_text_encoder: false, but lora.text_encoder_modules names what trains of it")
-        if self.cache_text_embeddings and self.trains_text_encoder:
+        if self.cache_text_embeddings and (self.init_from is None or self.trains_text_encoder):
             raise ValueError("cache_text_embeddings needs a text encoder that does not train: train_text_encoder: false")
         return self
 

@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from .lettering import Lettering
 
 MARGIN, LABEL_HEIGHT = 8, 22
 
@@ -24,7 +26,7 @@ def labelled_grid(
 
     Args:
         images: RGB pictures; small ones are enlarged without smoothing by a whole factor that fits ``tile``.
-        labels: one a picture; too long ones are cut with an ellipsis. All empty: no label lines.
+        labels: one a picture, in any script; too long ones are cut with an ellipsis. All empty: no label lines.
         columns: pictures a row; by default as square as possible.
         tile: side of a cell in pixels; larger pictures enlarge the cell.
 
@@ -39,15 +41,14 @@ def labelled_grid(
     cell_width, cell_height = tile + MARGIN, tile + MARGIN + line
     rows = math.ceil(len(images) / columns)
     sheet = Image.new("RGB", (columns * cell_width + MARGIN, rows * cell_height + MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    lettering = Lettering()
     for index, (image, label) in enumerate(zip(images, labels)):
         row, column = divmod(index, columns)
         x, y = MARGIN + column * cell_width, MARGIN + row * cell_height
         factor = max(1, tile // max(image.size))
         shown = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
         sheet.paste(shown, (x + (tile - shown.width) // 2, y + (tile - shown.height) // 2))
-        text = _fit(label, tile, font)
-        draw.text((x + tile / 2, y + tile + 3), text, fill="black", font=font, anchor="ma")
+        lettering.write(sheet, x + tile / 2, y + tile + 3, _fit(label, tile, lettering))
     return sheet
 
 

@@ -8,17 +8,25 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 
 def encode_latents(vae: Any, pixels: torch.Tensor, generator: Any = None, sample_mode: str = "sample") -> torch.Tensor:
     """
-    ``scaling_factor · z``, z drawn from the encoder's Gaussian or, with ``sample_mode="argmax"``, its mean.
+    ``(z − shift_factor) · scaling_factor``, z drawn from the encoder's Gaussian or, with ``sample_mode="argmax"``, its mean.
 
     Args:
-        vae: ``AutoencoderKL`` or, without a Gaussian, ``AutoencoderTiny`` or ``AtlasAutoencoder``.
+        vae: an autoencoder of Diffusers or ``AtlasAutoencoder``; those without a Gaussian have one z.
         pixels: (batch, channels, height, width) in [-1, 1].
         generator: a ``torch.Generator`` that draws z, or a list with one a picture.
         sample_mode: `sample` or `argmax`.
     """
-    return retrieve_latents(vae.encode(pixels), generator, sample_mode) * vae.config.scaling_factor
+    encoded = vae.encode(pixels)
+    latents = encoded.latent if hasattr(encoded, "latent") else retrieve_latents(encoded, generator, sample_mode)
+    return normalise_latents(vae, latents)
+
+
+def normalise_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Of z what diffusion works on, by the autoencoder's factors."""
+    return (latents - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
 
 
 def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Pictures around [-1, 1] of latents, the inverse of :func:`encode_latents`."""
-    return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    shift = vae.config.get("shift_factor") or 0
+    return vae.decode(latents / vae.config.scaling_factor + shift, return_dict=False)[0]

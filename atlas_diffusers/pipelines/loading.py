@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
@@ -47,6 +48,17 @@ def resolve_pipeline(name: str, cls: type) -> str:
         )
     check_folder(folder, cls)
     return str(folder)
+
+
+def class_of(source: str) -> str | None:
+    """The class that a pipeline's index names, if there is one; ``source`` is an embedded pipeline, a folder, or a hub id."""
+    folder = pretrained_path(source) or Path(source)
+    if folder.is_dir():
+        index = folder / "model_index.json"
+        name = read_json_object(index).get("_class_name") if index.is_file() else None
+    else:
+        name = DiffusionPipeline.load_config(source).get("_class_name") if "/" in source else None
+    return name if isinstance(name, str) else None
 
 
 def check_folder(folder: Path, cls: type) -> None:

@@ -96,9 +96,9 @@ class BridgeFitting(BridgeMatching):
         left = self._times(len(data), generator).to(data)
         return fitting.loss(number, source, data, left, lambda x: randn_tensor(x.shape, own, x.device, x.dtype))
 
-    def _displacement(self, name: str, conditions: tuple) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def _displacement(self, name: str, conditions: dict) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         def predict(x: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
             self.wrapped[name].train(torch.is_grad_enabled())  # without dropout where it is only followed
-            return self._output(name, x, left * self._horizon, *conditions)
+            return self._output(name, x, left * self._horizon, conditions)
 
         return predict

@@ -12,9 +12,9 @@ from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..conditioning import tokenize
-from .data import Annotated, PictureDataset, annotations, flipped
-from .fingerprints import data_fingerprint, fingerprint, tokenizer_fingerprint
+from ..image_files import size_of
+from .data import Annotated, PictureDataset, annotations, flipped, time_ids
+from .fingerprints import data_fingerprint, fingerprint
 
 logger = logging.get_logger(__name__)
 
@@ -23,30 +23,32 @@ ROWS_OF_SHARD, ROWS_OF_BATCH = 1024, 16
 
 class TensorCache:
     """
-    Rows of a tensor, ``ROWS_OF_SHARD`` in a file; shards that are already there, and can be read, are not computed again.
+    Rows of tensors, ``ROWS_OF_SHARD`` in a file; shards that are already there, and can be read, are not computed again.
 
     Args:
         folder: of the shards; its name must say what they were made from.
         length: rows.
-        compute: the rows of a range of places, ``(len(range), ...)``.
+        compute: by name, the rows of a range of places, ``(len(range), ...)``.
     """
 
-    def __init__(self, folder: Path, length: int, compute: Callable[[range], torch.Tensor]):
+    def __init__(self, folder: Path, length: int, compute: Callable[[range], dict[str, torch.Tensor]]):
         self.folder, self.length, self._open = folder, length, {}
         folder.mkdir(parents=True, exist_ok=True)
         for number, first in enumerate(range(0, length, ROWS_OF_SHARD)):
             file, places = self._file(number), range(first, min(first + ROWS_OF_SHARD, length))
             if not self._is_whole(file, len(places)):
-                parts = [compute(places[i : i + ROWS_OF_BATCH]).cpu() for i in range(0, len(places), ROWS_OF_BATCH)]
+                parts = [compute(places[i : i + ROWS_OF_BATCH]) for i in range(0, len(places), ROWS_OF_BATCH)]
                 partial = file.with_suffix(".partial")
-                save_file({"rows": torch.cat(parts).contiguous()}, partial)
+                rows = {name: torch.cat([part[name].cpu() for part in parts]).contiguous() for name in parts[0]}
+                save_file(rows, partial)
                 os.replace(partial, file)
 
     def _is_whole(self, file: Path, rows: int) -> bool:
         if not file.exists():
             return False
         try:
-            return safe_open(file, framework="pt").get_slice("rows").get_shape()[0] == rows
+            stored = safe_open(file, framework="pt")
+            return {stored.get_slice(name).get_shape()[0] for name in stored.keys()} == {rows}
         except SafetensorError as error:
             logger.warning(f"{file} is damaged ({error}) and is made again")
             return False
@@ -57,15 +59,16 @@ class TensorCache:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, place: int) -> torch.Tensor:
+    def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
         number, row = divmod(place, ROWS_OF_SHARD)
         if number not in self._open:
             file = self._file(number)
             try:
-                self._open[number] = safe_open(file, framework="pt").get_slice("rows")
+                stored = safe_open(file, framework="pt")
+                self._open[number] = {name: stored.get_slice(name) for name in stored.keys()}
             except (SafetensorError, OSError) as error:
                 raise OSError(f"cache {file} cannot be read ({error}); the next start makes it again") from error
-        return self._open[number][row]
+        return {name: rows[row] for name, rows in self._open[number].items()}
 
     def __getstate__(self) -> dict:
         """Without open files: a worker opens its own."""
@@ -80,7 +83,8 @@ def latent_moments(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     encoded = vae.encode(pixels)
     if hasattr(encoded, "latent_dist"):
         return encoded.latent_dist.parameters
-    return torch.cat([encoded.latents, torch.full_like(encoded.latents, NO_VARIANCE)], 1)
+    latents = encoded.latent if hasattr(encoded, "latent") else encoded.latents
+    return torch.cat([latents, torch.full_like(latents, NO_VARIANCE)], 1)
 
 
 class CachedPictures(Annotated):
@@ -90,7 +94,7 @@ class CachedPictures(Annotated):
 
     Args:
         dataset: pictures; with flips both sides are encoded.
-        vae: one of ``AUTOENCODERS``.
+        vae: an autoencoder of Diffusers or ``AtlasAutoencoder``.
         folder: where the shards are kept.
     """
 
@@ -100,10 +104,10 @@ class CachedPictures(Annotated):
         plain = PictureDataset(dataset.data, self.config.model_copy(update={"random_flip": False}))
 
         @torch.no_grad()
-        def compute(places: range) -> torch.Tensor:
+        def compute(places: range) -> dict[str, torch.Tensor]:
             pixels = [plain[place // self.sides, 0]["pixels"] for place in places]
             turned = [p.flip(-1) if place % self.sides else p for p, place in zip(pixels, places)]
-            return latent_moments(vae, torch.stack(turned).to(vae.device, vae.dtype))
+            return {"moments": latent_moments(vae, torch.stack(turned).to(vae.device, vae.dtype))}
 
         name = fingerprint(self.config.model_dump_json(), data_fingerprint(dataset), networks=(vae,))
         self.moments = TensorCache(folder / f"latents-{name}", self.sides * len(dataset), compute)
@@ -112,31 +116,52 @@ class CachedPictures(Annotated):
         index, draw = item
         choice, c = random.Random(draw), self.config
         place = self.sides * index + flipped(choice, c)
-        return {"moments": self.moments[place], "draw": draw} | annotations(self.pictures.data[index], choice, c)
+        row, found = self.pictures.data[index], {**self.moments[place], "draw": draw}
+        if self.pictures.tells_sizes:
+            found["time_ids"] = time_ids(size_of(row[c.image_column], index), self.pictures.size_at(index), c.center_crop)
+        return found | annotations(row, choice, c)
+
+
+class WithClassPictures(Annotated):
+    """
+    Items of ``dataset``, each with one of ``others`` beside it as ``class_picture``: pictures of the class to which the subject
+    of the data belongs, that keep a network from forgetting it (Ruiz et al. 2022, arXiv 2208.12242).
+    """
+
+    def __init__(self, dataset: Any, others: Any):
+        super().__init__(getattr(dataset, "pictures", dataset))
+        self.dataset, self.others = dataset, others
+
+    def __getitem__(self, item: tuple[Any, int]) -> dict:
+        choice = random.Random(f"class {item[1]}")
+        other = self.others[choice.randrange(len(self.others)), choice.getrandbits(62)]
+        return {**self.dataset[item], "class_picture": other}
 
 
 class CaptionCache:
     """
-    States (batch, tokens, width) of captions by text, for every caption of the data and the empty one.
+    What a network is told of captions, by text, for every caption of the data and the empty one.
 
     Args:
         texts: captions.
-        tokenizer, text_encoder: a CLIP text model, frozen.
+        encode: makes tensors by name, each (batch, ...), of captions, with frozen networks.
         folder: where the shards are kept.
+        made_by: names those networks.
     """
 
-    def __init__(self, texts: list[str], tokenizer: Any, text_encoder: torch.nn.Module, folder: Path):
+    def __init__(
+        self, texts: list[str], encode: Callable[[list[str]], dict[str, torch.Tensor]], folder: Path, made_by: str
+    ):
         unique = sorted({"", *texts})
 
         @torch.no_grad()
-        def compute(places: range) -> torch.Tensor:
-            ids = tokenize(tokenizer, [unique[place] for place in places]).to(text_encoder.device)
-            return text_encoder(ids).last_hidden_state
+        def compute(places: range) -> dict[str, torch.Tensor]:
+            return encode([unique[place] for place in places])
 
-        name = fingerprint(json.dumps(unique), tokenizer_fingerprint(tokenizer), networks=(text_encoder,))
+        name = fingerprint(json.dumps(unique), made_by)
         self.places = {text: place for place, text in enumerate(unique)}
         self.states = TensorCache(folder / f"captions-{name}", len(unique), compute)
 
-    def __call__(self, texts: list[str]) -> torch.Tensor:
-        return torch.stack([self.states[self.places[text]] for text in texts])
-
+    def __call__(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        rows = [self.states[self.places[text]] for text in texts]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -32,13 +32,13 @@ class PictureDataset(Dataset):
     """
     Maps ``(index, draw)``, or ``(row, draw)`` of a stream, to an item:
 
-    ``pixels`` (channels, resolution, resolution) in [-1, 1], ``text``, ``draw``, with a label column ``label``, and with
-    ``skip_bad_images`` the number ``skipped`` on the way. ``draw`` is an integer that decides flip and choice of caption, so
-    that an item is the same in every process and after every restart.
+    ``pixels`` (channels, resolution, resolution) in [-1, 1], ``text``, ``draw``, with a label column ``label``, with
+    ``tells_sizes`` what :func:`time_ids` says, and with ``skip_bad_images`` the number ``skipped`` on the way. ``draw`` is an
+    integer that decides flip and choice of caption, so that an item is the same in every process and after every restart.
     """
 
     def __init__(self, data: Any, config: DatasetConfig):
-        self.data, self.config, self.sizes = data, config, None
+        self.data, self.config, self.sizes, self.tells_sizes = data, config, None, False
         ImageColor.getrgb(config.background)
 
     def __len__(self) -> int:
@@ -52,6 +52,8 @@ class PictureDataset(Dataset):
         if flipped(choice, c):
             pixels = pixels.flip(-1)
         found = {"pixels": pixels, "draw": draw} | annotations(row, choice, c)
+        if self.tells_sizes:
+            found["time_ids"] = time_ids(image.size, self.size_at(place), c.center_crop)
         return found | {"skipped": skipped} if c.skip_bad_images else found
 
     def _readable(self, place: int | dict) -> tuple[dict, Image.Image, int]:
@@ -70,14 +72,17 @@ class PictureDataset(Dataset):
         raise OSError(f"dataset {c.name!r}: none of its {len(self.data)} pictures can be read")
 
     def _pixels(self, image: Image.Image, place: int | dict) -> torch.Tensor:
-        c, (height, width) = self.config, (self.config.resolution, self.config.resolution)
+        c, (height, width) = self.config, self.size_at(place)
         if self.sizes is None:
             image = resize(image, c.resolution, c.center_crop)
         else:
-            height, width = self.sizes[place]
             image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
         array = np.array(image).reshape(height, width, c.channels)
         return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1
+
+    def size_at(self, place: Any) -> tuple[int, int]:
+        """Height and width of an item."""
+        return (self.config.resolution, self.config.resolution) if self.sizes is None else self.sizes[place]
 
     def choose_sizes(self, multiple: int) -> list[list[int]]:
         """
@@ -111,6 +116,8 @@ class PictureDataset(Dataset):
             ValueError: for a row without a caption.
         """
         c = self.config
+        if c.caption is not None:
+            return [c.caption]
         columns = [column for column in (c.caption_column, c.aliases_column) if column is not None]
         if not columns:
             return []
@@ -154,6 +161,21 @@ def annotations(row: dict, choice: random.Random, config: DatasetConfig) -> dict
     return found | {"label": label(row, config)} if config.label_column else found
 
 
+def time_ids(size: tuple[int, int], target: tuple[int, int], cropped: bool) -> torch.Tensor:
+    """
+    What Stable Diffusion XL is told of a picture (Podell et al. 2023, 2.2, arXiv 2307.01952): height and width of the original,
+    how many pixels were cropped at the top and on the left after resizing, height and width of the result: ``(6,)``.
+
+    Args:
+        size: width and height of the original.
+        target: height and width of the result.
+        cropped: at the centre; otherwise both sides were squeezed.
+    """
+    (width, height), scale = size, max(target[0] / size[1], target[1] / size[0])
+    corner = [round((side * scale - kept) / 2) if cropped else 0 for side, kept in zip((height, width), target)]
+    return torch.tensor([height, width, *corner, *target], dtype=torch.float32)
+
+
 def label(row: dict, config: DatasetConfig) -> int:
     """The integer label of an item."""
     value = row[config.label_column]
@@ -165,6 +187,8 @@ def label(row: dict, config: DatasetConfig) -> int:
 
 def caption(row: dict, choice: random.Random, config: DatasetConfig) -> str:
     """The text of an item, which is the second thing that its draw decides."""
+    if config.caption is not None:
+        return config.caption
     if config.caption_column is None:
         return ""
     text = row[config.caption_column]

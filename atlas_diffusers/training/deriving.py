@@ -1,9 +1,12 @@
 """What a recipe leaves open, decided by the data."""
 
 import math
+from typing import Any
 
 from ..config import TextEncoderConfig, TrainingConfig
+from ..pipelines.loading import class_of
 from .data import BridgePairs, PictureDataset
+from .families import Own, family_of
 
 # sides up to this many pixels: patch size and channel multipliers
 SHAPES = (
@@ -25,16 +28,27 @@ def complete_recipe(
 ) -> TrainingConfig:
     """
     The recipe with steps instead of passes and, where it neither starts from a pipeline nor describes them, a text encoder for
-    data that have captions, and a network.
+    data that have captions, and a network; where it starts from one of Diffusers, with the objective that this learned by, and
+    text encoders that stay as they are.
 
     Raises:
-        ValueError: for a text encoder that was asked for and data without captions.
+        ValueError: for a text encoder that was asked for and data without captions, and for an objective that is not that of
+            the pipeline.
     """
-    changes = {}
+    changes: dict[str, Any] = {}
     if config.epochs is not None:
         seen = config.epochs * len(pictures)
         changes = {"max_steps": math.ceil(seen / (config.batch_size * processes)), "epochs": None}
-    if config.init_from is None:
+    if config.init_from is not None:
+        family = family_of(config)
+        if config.train_text_encoder is None and family is not Own:
+            changes["train_text_encoder"] = False
+        if family.objective == "flow_matching" != config.objective:
+            if "objective" in config.model_fields_set:
+                name = class_of(config.init_from)
+                raise ValueError(f"objective={config.objective!r}, but a {name} learned a flow; it needs 'flow_matching'")
+            changes["objective"] = family.objective
+    else:
         text = changes["text_encoder"] = _text_encoder(config, captions)
         if not config.model:
             changes["model"] = derive_model(config, pictures, text)

@@ -1,43 +1,57 @@
 """Low-rank adapters on a frozen pipeline, by PEFT, in Diffusers' file format."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import atlas_diffusers
+
 from ..config import LoRAConfig
+from .parts import Networks
 
 
-def add_adapters(unet: torch.nn.Module, text_encoder: torch.nn.Module | None, config: LoRAConfig) -> None:
+def add_adapters(networks: Networks, config: LoRAConfig) -> None:
     """
     Freeze the networks and give them adapters ``W + (α/r) B A``, with A random and B zero.
 
     Raises:
-        ValueError: for target modules that a network does not have, or adapters for a text encoder that is not there.
+        ValueError: for target modules that a network does not have, adapters for text encoders that are not there, patterns
+            that no adapter has, and a pipeline that could not load adapters.
     """
-    if config.text_encoder_modules and text_encoder is None:
-        raise ValueError(f"lora.text_encoder_modules={config.text_encoder_modules}, but the pipeline has no text encoder")
-    for network, modules in ((unet, config.target_modules), (text_encoder, config.text_encoder_modules)):
-        if network is None:
-            continue
+    if networks.pipeline is not None and not hasattr(networks.pipeline, "save_lora_weights"):
+        name = type(networks.pipeline).__name__
+        raise ValueError(f"lora: Diffusers' {name} has no load_lora_weights; leave out lora to train all weights")
+    modules = networks.modules
+    if config.text_encoder_modules and list(modules.values()) == [networks.unet]:
+        names = config.text_encoder_modules
+        raise ValueError(f"lora.text_encoder_modules={names}, but the pipeline has no text encoder that could have adapters")
+    used = set()
+    for network in modules.values():
         network.requires_grad_(False)
-        if modules:
-            names = [f".{name}" for name, _ in network.named_modules()]
-            missing = [module for module in modules if not any(name.endswith(f".{module}") for name in names)]
-            if missing:
+        if targets := config.target_modules if network is networks.unet else config.text_encoder_modules:
+            known = [layer for layer, _ in network.named_modules()]
+            if missing := [target for target in targets if not any(f".{layer}".endswith(f".{target}") for layer in known)]:
                 raise ValueError(f"lora: {type(network).__name__} has no modules named {missing}")
-            network.add_adapter(config.peft(modules))
+            adapted = [layer for layer in known if any(f".{layer}".endswith(f".{target}") for target in targets)]
+            # as PEFT reads them, which warns of others
+            fitting = {p for p in config.rank_pattern if any(re.match(rf"(.*\.)?({p})$", layer) for layer in adapted)}
+            network.add_adapter(config.peft(targets, fitting))
+            used |= fitting
+    if unused := sorted(set(config.rank_pattern) - used):
+        raise ValueError(f"lora.rank_pattern: no module with an adapter matches {unused}")
 
 
-def write_adapters(folder: Path, networks: dict[str, torch.nn.Module], dtype: torch.dtype) -> None:
-    """Write ``pytorch_lora_weights.safetensors`` of ``unet`` and ``text_encoder``, with their ranks and scales."""
+def write_adapters(folder: Path, parts: Networks, networks: dict[str, torch.nn.Module], dtype: torch.dtype) -> None:
+    """Write ``pytorch_lora_weights.safetensors`` as the pipeline loads it, with ranks and scales."""
     from peft import get_peft_model_state_dict
 
-    import atlas_diffusers
-
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name, network in networks.items():
         if getattr(network, "peft_config", None):
             state = get_peft_model_state_dict(network)
             arguments[f"{name}_lora_layers"] = {key: value.to(dtype).contiguous() for key, value in state.items()}
             arguments[f"{name}_lora_adapter_metadata"] = network.peft_config["default"].to_dict()
-    atlas_diffusers.AtlasPipeline.save_lora_weights(folder, **arguments)
+    pipeline = atlas_diffusers.AtlasPipeline if parts.pipeline is None else type(parts.pipeline)
+    pipeline.save_lora_weights(folder, **arguments)

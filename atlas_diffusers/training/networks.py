@@ -3,14 +3,14 @@
 import copy
 
 import torch
+from diffusers.training_utils import cast_training_params
 from diffusers.utils import logging
-
-import atlas_diffusers
 
 from ..conditioning import build_text_encoder, build_tokenizer
 from ..config import TrainingConfig
 from ..models import AtlasTransformer2DModel, AtlasUNet2DModel
 from ..pipelines.prompts import reads_text
+from .families import Own, family_of
 from .lora import add_adapters
 from .losses import loss_weighting
 from .objective_table import objective_class
@@ -36,14 +36,12 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         if config.init_from is None:
-            networks, process = _new_networks(config, captions), {}
+            networks = _new_networks(config, captions)
         else:
-            start = atlas_diffusers.AtlasPipeline.from_pretrained(config.init_from, dtype=torch.float32)
-            networks = Networks(start.unet, start.text_encoder, start.tokenizer, start.vae, None)
-            process = start.scheduler.config
+            networks = family_of(config).load(config)
         if config.lora is not None:
-            add_adapters(networks.unet, networks.text_encoder, config.lora)
-    networks.scheduler = objective_class(config).build_scheduler(config, process)
+            add_adapters(networks, config.lora)
+    _choose_scheduler(networks, config)
     _freeze(networks, config)
     if config.gradient_checkpointing:
         networks.unet.enable_gradient_checkpointing()
@@ -61,15 +59,25 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     return networks
 
 
+def _choose_scheduler(networks: Networks, config: TrainingConfig) -> None:
+    """The noise process; a pipeline of Diffusers keeps its own scheduler unless another one, or process, is asked for."""
+    start = {} if config.init_from is None else (networks.pipeline or networks).scheduler.config
+    networks.scheduler = objective_class(config).build_scheduler(config, start)
+    asked = config.scheduler is not None or config.objective != networks.family.objective
+    if networks.pipeline is not None and asked:
+        networks.pipeline.scheduler = networks.scheduler
+
+
 def _freeze(networks: Networks, config: TrainingConfig) -> None:
-    """Leave gradients to what trains, and put the rest in evaluation mode."""
-    if networks.vae is not None:
-        networks.vae.requires_grad_(False).eval()
-    networks.unet.train()
-    if networks.text_encoder is not None:
-        networks.text_encoder.train(config.trains_text_encoder)
-        if not config.trains_text_encoder:
-            networks.text_encoder.requires_grad_(False)
+    """Leave gradients to what trains, in float32, and put the rest in evaluation mode."""
+    for module in networks.others:
+        module.requires_grad_(False).eval()
+    for module in networks.modules.values():
+        trains = module is networks.unet or config.trains_text_encoder
+        module.train(trains)
+        if not trains:
+            module.requires_grad_(False)
+    cast_training_params(list(networks.modules.values()))
 
 
 def check_recipe(config: TrainingConfig) -> None:
@@ -93,13 +101,15 @@ def _check_captions(config: TrainingConfig) -> None:
 
 def side_multiple(networks: Networks, config: TrainingConfig) -> int:
     """What must divide the sides of pictures, at the largest of the resolutions."""
-    return pixels_of_latent(networks.vae) * getattr(networks.unet, "size_multiple", 1) * 2 ** (config.num_resolutions - 1)
+    return networks.family.side_multiple(networks) * 2 ** (config.num_resolutions - 1)
 
 
 def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
     d, unet, multiple = config.dataset, networks.unet.config, side_multiple(networks, config)
     if d.resolution % multiple:
         raise ValueError(f"dataset.resolution={d.resolution} must be a multiple of {multiple} for this network")
+    if networks.pipeline is not None:
+        return _check_pictures(networks, config)
     if networks.vae is None and d.channels != unet.in_channels:
         raise ValueError(f"dataset.channels={d.channels}, but the network has in_channels={unet.in_channels}")
     if networks.vae is not None and networks.vae.config.latent_channels != unet.in_channels:
@@ -111,7 +121,18 @@ def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
         )
 
 
+def _check_pictures(networks: Networks, config: TrainingConfig) -> None:
+    """Of a pipeline of Diffusers: its autoencoder reads colours, and it takes no labels."""
+    d, channels, name = config.dataset, networks.vae.config.in_channels, type(networks.pipeline).__name__
+    if d.channels != channels:
+        raise ValueError(f"dataset.channels={d.channels}, but the autoencoder has in_channels={channels}")
+    if d.label_column is not None:
+        raise ValueError(f"dataset.label_column={d.label_column!r}, but {name} takes no labels")
+
+
 def _check_text(networks: Networks, config: TrainingConfig) -> None:
+    if networks.pipeline is not None:
+        return
     takes_text = networks.text_encoder is not None and reads_text(networks.unet.config)
     if networks.text_encoder is not None and not takes_text:
         raise ValueError(UNREAD_CAPTIONS)
@@ -129,7 +150,7 @@ def _new_networks(config: TrainingConfig, captions: list[str]) -> Networks:
         tokenizer = build_tokenizer(captions, t.vocab_size, t.max_length)
         text_encoder = build_text_encoder(tokenizer, t.hidden_size, t.num_layers, t.num_heads)
     vae = None if config.vae is None else load_autoencoder(config.vae)
-    return Networks(new_network(config, vae), text_encoder, tokenizer, vae, None)
+    return Networks(new_network(config, vae), text_encoder, tokenizer, vae, None, Own)
 
 
 def new_network(config: TrainingConfig, vae: torch.nn.Module | None = None) -> AtlasUNet2DModel | AtlasTransformer2DModel:

@@ -10,9 +10,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 import atlas_diffusers
 
-from ..conditioning import tokenize
 from ..config import TrainingConfig
-from ..pipelines.latents import encode_latents
+from ..pipelines.latents import encode_latents, normalise_latents
 from ..schedules import Flow
 from .couplings import sinkhorn_pairs
 from .losses import denoising_loss, flow_times, loss_weighting, offset_noise, stratified_timesteps
@@ -31,8 +30,8 @@ class Objective:
         config: the recipe.
         accelerator: gives device and processes.
         networks: autoencoder, tokenizer and scheduler.
-        wrapped: `unet` and `text_encoder` as the accelerator prepared them.
-        embeddings: cached states of captions by text, see :class:`~.caching.CaptionCache`.
+        wrapped: the networks that may train, as the accelerator prepared them.
+        embeddings: what the network is told of captions, instead of their encoder; see :class:`~.caching.CaptionCache`.
     """
 
     pipeline = "AtlasPipeline"
@@ -42,7 +41,9 @@ class Objective:
     def __init__(
         self, config: TrainingConfig, accelerator: Accelerator, networks: Networks, wrapped: dict, embeddings: Any = None
     ):
-        self.config, self.accelerator, self.wrapped, self.embeddings = config, accelerator, wrapped, embeddings
+        self.config, self.accelerator, self.wrapped = config, accelerator, wrapped
+        self.family = networks.family(networks, wrapped, config)
+        self.embeddings = embeddings or self.family.encode
         self.vae, self.tokenizer, self.scheduler = networks.vae, networks.tokenizer, networks.scheduler
         self.no_class = networks.unet.config.get("num_class_embeds")
 
@@ -58,6 +59,12 @@ class Objective:
         return scheduler
 
     def __call__(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
+        loss = self._of(batch, generator)
+        if "class_picture" not in batch:
+            return loss
+        return loss + self.config.class_images.weight * self._of(batch["class_picture"], generator)
+
+    def _of(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         own = [torch.Generator().manual_seed(draw) for draw in batch["draw"].tolist()]
         levels = self.config.num_resolutions
         halvings = int(torch.randint(levels, (1,), generator=generator)) if levels > 1 else 0
@@ -75,7 +82,7 @@ class Objective:
         device = self.accelerator.device
         if "moments" in batch:
             moments = batch["moments"].to(device, memory_format=torch.channels_last, non_blocking=True)
-            return DiagonalGaussianDistribution(moments).sample(own) * self.vae.config.scaling_factor
+            return normalise_latents(self.vae, DiagonalGaussianDistribution(moments).sample(own))
         pixels = batch[name].to(device, memory_format=torch.channels_last, non_blocking=True)
         if self.vae is None:
             return pixels
@@ -106,31 +113,26 @@ class Objective:
         self, sample: torch.Tensor, timesteps: torch.Tensor, batch: dict, own: list[torch.Generator]
     ) -> torch.Tensor:
         """The network's output, some captions and labels dropped for guidance."""
-        return self._output("unet", sample, timesteps, *self._conditions(batch, own))
+        return self._output(self.family.network, sample, timesteps, self._conditions(batch, own))
 
-    def _output(self, network: str, sample: torch.Tensor, timesteps: torch.Tensor, context: Any, labels: Any) -> torch.Tensor:
+    def _output(self, network: str, sample: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, Any]) -> torch.Tensor:
         timesteps = timesteps.to(self.accelerator.device, non_blocking=True)
-        return self.wrapped[network](sample, timesteps, context, class_labels=labels).sample
+        return self.family.predict(self.wrapped[network], sample, timesteps, conditions)
 
-    def _conditions(self, batch: dict, own: list[torch.Generator]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Text states and labels, some dropped for guidance."""
+    def _conditions(self, batch: dict, own: list[torch.Generator]) -> dict[str, torch.Tensor]:
+        """What the network is told of captions, labels and sizes; some captions and labels are dropped for guidance."""
         device = self.accelerator.device
         kept = torch.cat([torch.rand(1, generator=each) for each in own]) >= self.config.caption_dropout
-        labels = context = None
+        conditions = {}
         if "label" in batch:
             if (largest := int(batch["label"].max())) >= self.no_class:
                 raise ValueError(f"label {largest} is not among 0 to {self.no_class - 1} of num_class_embeds={self.no_class}")
-            labels = torch.where(kept, batch["label"], self.no_class).to(device, non_blocking=True)
+            conditions["class_labels"] = torch.where(kept, batch["label"], self.no_class)
+        if self.family.tells_sizes:
+            conditions["time_ids"] = batch["time_ids"]
         if self.tokenizer is not None:
-            texts = [text if keep else "" for text, keep in zip(batch["text"], kept.tolist())]
-            context = self._context(texts)
-        return context, labels
-
-    def _context(self, texts: list[str]) -> torch.Tensor:
-        device = self.accelerator.device
-        if self.embeddings is not None:
-            return self.embeddings(texts).to(device, non_blocking=True)
-        return self.wrapped["text_encoder"](tokenize(self.tokenizer, texts).to(device)).last_hidden_state
+            conditions |= self.embeddings([text if keep else "" for text, keep in zip(batch["text"], kept.tolist())])
+        return {name: value.to(device, non_blocking=True) for name, value in conditions.items()}
 
 
 class Denoising(Objective):

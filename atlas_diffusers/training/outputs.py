@@ -12,12 +12,14 @@ from ..config import DatasetConfig, TrainingConfig
 from ..pictures.sheets import labelled_grid, to_pictures
 from .data import BridgePairs, PictureDataset
 from .evaluation import Evaluator, call_inputs
+from .families import StockCall
 from .lora import write_adapters
 from .objective_table import objective_class
 from .parts import Networks
 from .sources import load_training_data
 
 GRID = 8
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def load_pictures(config: TrainingConfig, target: DatasetConfig) -> PictureDataset | BridgePairs:
@@ -35,8 +37,32 @@ def load_pictures(config: TrainingConfig, target: DatasetConfig) -> PictureDatas
     return BridgePairs(pictures, source, paired=config.coupling == "paired")
 
 
+def class_pictures(config: TrainingConfig, pipeline: Any) -> PictureDataset:
+    """
+    The pictures of ``class_images``: those of its folder, to which the pipeline, as it is before training, adds what is
+    missing, picture i from noise of ``seed + i``.
+    """
+    asked = config.class_images
+    if not pipeline.has_text:
+        raise ValueError("class_images: the pipeline takes no text, so there is no class that it knows by a prompt")
+    folder = Path(config.output_dir) / "class_images" if asked.root is None else Path(asked.root)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(sum(file.suffix in PICTURES for file in folder.iterdir()), asked.count):
+        generator = torch.Generator().manual_seed(config.seed + number)
+        image = pipeline(prompt=[asked.prompt], generator=[generator]).images[0]
+        image.save(folder / f"{number:05d}.png")
+    changes = {"name": "folder", "root": str(folder), "caption": asked.prompt, "captions": "auto", "aspect_buckets": False}
+    target = config.dataset.model_copy(update={**changes, "streaming": False, "categories": None, "styles": None})
+    return PictureDataset(load_training_data(target), target)
+
+
 def build_pipeline(config: TrainingConfig, parts: Networks, networks: dict[str, torch.nn.Module]):
     """The pipeline around the trained networks, or copies of them."""
+    if parts.pipeline is not None:
+        whole = copy.copy(parts.pipeline)
+        for name, network in networks.items():
+            setattr(whole, name, network)
+        return StockCall(whole, config)
     diffusion = {}
     if config.bridge_passes:
         diffusion = {"backward_unet": networks["backward_unet"], "bridge_sigma": config.bridge_sigma}
@@ -58,10 +84,10 @@ def save_result(config: TrainingConfig, parts: Networks, networks: dict[str, tor
     """Write a pipeline folder, or the adapters as Diffusers' ``load_lora_weights`` reads them, with the recipe."""
     dtype = getattr(torch, config.save_dtype)
     if config.lora is not None:
-        write_adapters(folder, networks, dtype)
+        write_adapters(folder, parts, networks, dtype)
     else:
         copies = {name: copy.deepcopy(network) for name, network in networks.items()}
-        for name in ("unet", "backward_unet"):
+        for name in (parts.family.network, "backward_unet"):
             if name in copies and copies[name].dtype != dtype:
                 copies[name].to(dtype)
         build_pipeline(config, parts, copies).save_pretrained(folder)

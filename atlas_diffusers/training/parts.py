@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
@@ -11,25 +12,45 @@ import atlas_diffusers
 
 from ..config import unknown_key
 
+if TYPE_CHECKING:
+    from .families import Family
+
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "AtlasAutoencoder")
 
 
 @dataclass
 class Networks:
-    """Parts of a pipeline; ``text_encoder``, ``tokenizer``, ``vae`` and ``backward_unet`` may be ``None``."""
+    """
+    Parts of a pipeline; ``text_encoder``, ``tokenizer``, ``vae`` and ``backward_unet`` may be ``None``, and ``unet``, what
+    denoises, may be a transformer. ``family`` says how they go together; a pipeline of Diffusers whose parts they are is
+    ``pipeline``.
+    """
 
-    unet: torch.nn.Module
-    text_encoder: torch.nn.Module | None
-    tokenizer: object | None
-    vae: torch.nn.Module | None
-    scheduler: object
-    backward_unet: torch.nn.Module | None = None
+    unet: Any
+    text_encoder: Any
+    tokenizer: Any
+    vae: Any
+    scheduler: Any
+    family: "type[Family]"
+    pipeline: Any = None
+    backward_unet: Any = None
+
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The networks that may train, by their names in the pipeline."""
+        return self.family.modules(self)
+
+    @property
+    def others(self) -> list[torch.nn.Module]:
+        """The networks that never train."""
+        every = [self.vae] if self.pipeline is None else self.pipeline.components.values()
+        known = list(map(id, self.modules.values()))
+        return [module for module in every if isinstance(module, torch.nn.Module) and id(module) not in known]
 
     def every(self) -> list[torch.nn.Module]:
         """All networks that there are."""
-        networks = (self.unet, self.backward_unet, self.text_encoder, self.vae)
-        return [network for network in networks if network is not None]
+        return [*self.modules.values(), *self.others]
 
 
 def load_autoencoder(source: str) -> torch.nn.Module:

@@ -7,8 +7,8 @@ import sys
 
 from ..config import TrainingConfig, apply_overrides, read_recipe, validate
 
-# a trial neither reads nor writes caches
-UNCACHED = {"cache_latents": False, "cache_text_embeddings": False}
+# a trial neither reads nor writes caches, and makes no pictures
+UNCACHED = {"cache_latents": False, "cache_text_embeddings": False, "class_images": None}
 
 
 def main(description: str = __doc__, defaults: dict | None = None) -> int:

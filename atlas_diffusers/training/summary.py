@@ -87,8 +87,8 @@ def _steps(config: TrainingConfig, pictures: Any, processes: int) -> str:
 
 
 def _memory(config: TrainingConfig, parts: Networks) -> str | None:
-    """Of a process, in float32; nothing is said of adapters."""
-    if config.lora is not None:
+    """Of a process, in float32; nothing is said of adapters, and of pipelines of Diffusers."""
+    if config.lora is not None or parts.pipeline is not None:
         return None
     memory = memory_of(config, parts)
     has = f", the GPU has {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f}" if torch.cuda.is_available() else ""

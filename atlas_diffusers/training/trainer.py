@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from ..config import TrainingConfig
 from .buckets import BucketSampler
-from .caching import CachedPictures, CaptionCache
+from .caching import CachedPictures, CaptionCache, WithClassPictures
 from .checkpoints import is_hashed, latest_checkpoint, load_checkpoint, save_checkpoint
 from .deriving import complete_recipe
 from .evaluation import Evaluator, write_evaluation
@@ -25,7 +25,7 @@ from .networks import build_networks, side_multiple
 from .objective_table import objective_class
 from .optimizers import build_optimizer, named_weights
 from .order import SEED_STRIDE, StepSampler, StreamSampler
-from .outputs import build_evaluator, build_pipeline, load_pictures, save_grid, save_result
+from .outputs import build_evaluator, build_pipeline, class_pictures, load_pictures, save_grid, save_result
 from .processes import join_processes
 from .recorder import Recorder
 from .resuming import compare_origins, origin_of
@@ -66,9 +66,8 @@ class Trainer:
         self.buckets = None
         if config.dataset.aspect_buckets:
             self.buckets = self.pictures.choose_sizes(side_multiple(self.parts, config))
-        trainable = ("unet", "backward_unet", "text_encoder")
-        modules = {name: getattr(self.parts, name) for name in trainable}
-        self.networks = {name: module for name, module in modules.items() if module is not None}
+        self.pictures.tells_sizes = self.parts.family.tells_sizes
+        self.networks = self.parts.modules
         self._build_optimizer()
         self.objective = objective_class(config)(config, self.accelerator, self.parts, self.wrapped, self._caches())
         self.objective.prepare(self.pictures)
@@ -107,21 +106,29 @@ class Trainer:
         frozen = {name: m.to(device) for name, m in self.networks.items() if name not in trained}
         self.wrapped = frozen | dict(zip(trained, prepared))
         self.ema.to(device)
-        if self.parts.vae is not None:
-            self.parts.vae.to(device)
+        for module in self.parts.others:
+            module.to(device)
         self.trained, self.snapshot = list(trained), Snapshot(named, self.ema, self.optimizer, self.lr_scheduler)
 
     def _caches(self) -> CaptionCache | None:
-        """Replace pictures by cached latents, and return cached captions, where the recipe says so."""
-        c, parts, captions, main = self.config, self.parts, None, self.accelerator.is_main_process
-        if not (c.cache_latents or c.cache_text_embeddings):
+        """Replace pictures by cached latents, and return cached captions, where the recipe says so; add class pictures."""
+        c, parts, captions, cache, others = self.config, self.parts, None, self.folder / "cache", None
+        if not (c.cache_latents or c.cache_text_embeddings or c.class_images):
             return None
-        with self.accelerator.main_process_first(), self.lock if main else nullcontext():
-            if c.cache_latents:
-                self.dataset = CachedPictures(self.dataset, parts.vae, self.folder / "cache")
+        with self.accelerator.main_process_first(), self.lock if self.accelerator.is_main_process else nullcontext():
+            if c.class_images is not None:
+                with self.averaged() as networks:
+                    others = class_pictures(c, build_pipeline(c, parts, networks))
+                others.tells_sizes = parts.family.tells_sizes
             if c.cache_text_embeddings:
-                texts = self.pictures.captions()
-                captions = CaptionCache(texts, parts.tokenizer, parts.text_encoder, self.folder / "cache")
+                texts = [*self.pictures.captions(), *(others.captions() if others else [])]
+                family = parts.family(parts, self.wrapped, c)
+                captions = CaptionCache(texts, family.encode, cache, family.fingerprint())
+            if c.cache_latents:
+                self.dataset = CachedPictures(self.dataset, parts.vae, cache)
+                others = others and CachedPictures(others, parts.vae, cache)
+            if others is not None:
+                self.dataset = WithClassPictures(self.dataset, others)
         return captions
 
     # ------------------------------------------------------------------ loop
@@ -203,7 +210,7 @@ class Trainer:
         place = {"start": start, "rank": rank, "world": world}
         if c.dataset.streaming:
             state = self.streams[rank] if self.streams else None
-            self.sampler = StreamSampler(self.dataset.data, c.dataset, self.micro_batch * world, c.seed, state=state, **place)
+            self.sampler = StreamSampler(self.pictures.data, c.dataset, self.micro_batch * world, c.seed, state=state, **place)
         elif self.buckets is not None:
             self.sampler = BucketSampler(self.buckets, self.micro_batch * world, c.seed, **place)
         else:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from atlas_diffusers.pictures import labelled_grid, sheets
 
@@ -29,7 +29,7 @@ def test_labels_are_written_below_and_cut_to_the_tile():
 @pytest.mark.parametrize("length", [23, 3000, 1_000_000])
 def test_a_long_label_costs_a_few_measurements(length, monkeypatch):
     """Seven pixels a letter: 21 letters and the ellipsis fit 160."""
-    measured, font = [], sheets.ImageFont.load_default(13)
+    measured, font = [], ImageFont.load_default(13)
     monkeypatch.setattr(type(font), "getlength", lambda font, text: measured.append(text) or 7 * len(text))
     assert sheets._fit("a" * length, 160, font) == "a" * 21 + "…" and len(measured) < 25
     assert sheets._fit("a" * 22, 160, font) == "a" * 22 and sheets._fit("abc", 3, font) == "…"

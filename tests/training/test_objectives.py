@@ -17,7 +17,8 @@ from atlas_diffusers import AtlasBridgePipeline, AtlasDDIMScheduler, AtlasPipeli
 from atlas_diffusers.config import DatasetConfig, TrainingConfig, validate
 from atlas_diffusers.training import BridgePairs, PictureDataset, Trainer, bridge_objectives, objectives
 from atlas_diffusers.training.caching import CachedPictures, CaptionCache, TensorCache
-from atlas_diffusers.training.parts import load_autoencoder
+from atlas_diffusers.training.families import Own
+from atlas_diffusers.training.parts import Networks, load_autoencoder
 
 PLAIN = {"text_encoder": None, "model": {"cross_attention_levels": [], "addition_embed_type": None}}
 
@@ -185,7 +186,7 @@ def test_a_cache_is_made_once(tmp_path, latent_pipeline, monkeypatch):
     data = {**first.config.dataset.model_dump(), "random_flip": False}
     third = adapt(tmp_path, latent_pipeline, **options, dataset=data)
     assert len(list((tmp_path / "cache").iterdir())) == 3, "other data, another cache"
-    assert torch.equal(third.dataset[3, 9]["moments"], first.dataset.moments[6])
+    assert torch.equal(third.dataset[3, 9]["moments"], first.dataset.moments[6]["moments"])
 
 
 def test_rows_of_a_cache_are_those_computed(tmp_path, monkeypatch):
@@ -195,23 +196,28 @@ def test_rows_of_a_cache_are_those_computed(tmp_path, monkeypatch):
 
     def compute(places):
         calls.extend(places)
-        return torch.tensor([[place, -place] for place in places])
+        return {"pair": torch.tensor([[place, -place] for place in places]), "one": torch.tensor(list(places))}
 
     cache = TensorCache(tmp_path, 12, compute)
-    assert [cache[i].tolist() for i in range(12)] == [[i, -i] for i in range(12)] and calls == list(range(12))
+    assert [cache[i]["pair"].tolist() for i in range(12)] == [[i, -i] for i in range(12)] and calls == list(range(12))
+    assert [int(cache[i]["one"]) for i in range(12)] == list(range(12))
     assert sorted(file.name for file in tmp_path.iterdir()) == [f"{i:05d}.safetensors" for i in range(3)]
     (tmp_path / "00001.safetensors").unlink()
     calls.clear()
-    assert TensorCache(tmp_path, 12, compute)[7].tolist() == [7, -7] and calls == [5, 6, 7, 8, 9]
+    assert TensorCache(tmp_path, 12, compute)[7]["pair"].tolist() == [7, -7] and calls == [5, 6, 7, 8, 9]
 
 
 def test_cached_captions_are_the_encoders(tmp_path, latent_pipeline):
     pipeline = build_stock_pipeline("text2img")
-    cache = CaptionCache(["red heart", "frog"], pipeline.tokenizer, pipeline.text_encoder, tmp_path)
+    def encode(texts):
+        return {"states": pipeline.encode_prompt(texts, "cpu", 1, False)[0], "lengths": torch.tensor([len(t) for t in texts])}
+
+    cache = CaptionCache(["red heart", "frog"], encode, tmp_path, "an encoder")
     found = cache(["frog", "", "frog"])
+    assert found["lengths"].tolist() == [4, 0, 4]
     with silence():
         expected = pipeline.encode_prompt(["frog", "", "frog"], "cpu", 1, False)[0]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found["states"], expected)
 
 
 def test_caches_where_they_cannot_be(tmp_path):
@@ -428,8 +434,6 @@ def test_labels_that_are_missing_or_too_large_are_named_before_the_first_step(tm
 
 def test_cached_captions_depend_on_the_vocabulary(tmp_path):
     pipeline = build_stock_pipeline("text2img")
-    texts = ["red heart", "frog"]
-    first = CaptionCache(texts, pipeline.tokenizer, pipeline.text_encoder, tmp_path)(["frog"])
     ids = pipeline.tokenizer.get_vocab()
     swapped = dict(ids) | {word: ids[other] for word, other in (("a</w>", "b</w>"), ("b</w>", "a</w>"))}
 
@@ -444,8 +448,14 @@ def test_cached_captions_depend_on_the_vocabulary(tmp_path):
             found = pipeline.tokenizer(batch, **options)
             return type(found)({name: value.flip(-1) if name == "input_ids" else value for name, value in found.items()})
 
-    second = CaptionCache(texts, Other(), pipeline.text_encoder, tmp_path)(["frog"])
-    assert len(list(tmp_path.iterdir())) == 2 and (first - second).abs().max() > 1e-3
+    states = []
+    for tokenizer in (pipeline.tokenizer, Other()):
+        parts = Networks(pipeline.unet, pipeline.text_encoder, tokenizer, None, None, Own)
+        family = Own(parts, parts.modules, TrainingConfig())
+        with torch.no_grad():
+            cache = CaptionCache(["red heart", "frog"], family.encode, tmp_path, family.fingerprint())
+        states.append(cache(["frog"])["encoder_hidden_states"])
+    assert len(list(tmp_path.iterdir())) == 2 and (states[0] - states[1]).abs().max() > 1e-3
 
 
 def test_cached_latents_depend_on_the_pictures(tmp_path, latent_pipeline):
@@ -465,7 +475,7 @@ def test_a_damaged_shard_is_made_again_and_named_while_it_is_read(tmp_path, monk
     monkeypatch.setattr("atlas_diffusers.training.caching.logger.warning", warnings.append)
 
     def compute(places):
-        return torch.tensor([[place, -place] for place in places])
+        return {"pair": torch.tensor([[place, -place] for place in places])}
 
     file = tmp_path / "00001.safetensors"
     cache = TensorCache(tmp_path, 8, compute)
@@ -474,9 +484,9 @@ def test_a_damaged_shard_is_made_again_and_named_while_it_is_read(tmp_path, monk
         file.write_bytes(damaged)
         with pytest.raises(OSError, match="00001.safetensors cannot be read"):
             TensorCache.__getitem__(cache, 5)
-        assert TensorCache(tmp_path, 8, compute)[5].tolist() == [5, -5]
+        assert TensorCache(tmp_path, 8, compute)[5]["pair"].tolist() == [5, -5]
     assert len(warnings) == 3 and all("00001.safetensors is damaged" in text for text in warnings)
-    assert TensorCache(tmp_path, 7, compute)[6].tolist() == [6, -6], "a shard of another length is made again"
+    assert TensorCache(tmp_path, 7, compute)[6]["pair"].tolist() == [6, -6], "a shard of another length is made again"
 
 
 # ---------------------------------------------------------------------- networks of another class
