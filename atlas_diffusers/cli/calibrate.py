@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .output import no_loading_bars, text, usable_device
+from .output import text, usable_device
+from .pipelines import load_pipeline
 
 EXAMPLES = """examples:
   atlas-diffusers calibrate outputs/atlas-emoji/pipeline -o outputs/few-step --steps 5 6 8 10
@@ -59,7 +60,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
     from ..schedulers import AtlasMultistepScheduler
 
     scheduler = AtlasMultistepScheduler.calibrate(
-        load_pipeline(args.folder, getattr(torch, args.dtype)).to(device),
+        load_pipeline(str(args.folder), getattr(torch, args.dtype)).to(device),
         args.steps,
         call=call,
         num_trajectories=args.trajectories,
@@ -106,18 +107,6 @@ def pipeline_arguments(args: argparse.Namespace) -> dict:
 
         call["image"] = decode({"path": str(args.image), "bytes": None})
     return call
-
-
-def load_pipeline(folder: Path, dtype: Any):
-    """The pipeline of a folder, of the class that it names; ``OSError`` for one that is damaged."""
-    from diffusers import DiffusionPipeline
-
-    from ..pipelines import AtlasPipeline
-    from ..pipelines.loading import named_damage, read_json_object
-
-    own = read_json_object(folder / "model_index.json").get("_class_name") == "AtlasPipeline"
-    with no_loading_bars(), named_damage(f"{folder} cannot be loaded"):
-        return (AtlasPipeline if own else DiffusionPipeline).from_pretrained(folder, dtype=dtype)
 
 
 def write_copy(folder: Path, output: Path, scheduler: Any) -> None:

@@ -4,9 +4,11 @@ import argparse
 import signal
 import sys
 
+from .. import __version__
 from .bridge import add_bridge_command
 from .calibrate import add_calibrate_command
 from .compare import add_compare_command
+from .completion import add_completion_command
 from .config import add_config_commands
 from .evaluate import add_evaluate_command
 from .generate import add_generate_command
@@ -25,6 +27,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every subcommand."""
     parser = _Parser(prog="atlas-diffusers", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"atlas-diffusers {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     add_generate_command(commands)
     add_schedulers_command(commands)
@@ -35,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_recipe_commands(commands)
     add_train_command(commands)
     add_config_commands(commands)
+    add_completion_command(commands, parser)
     return parser
 
 

@@ -19,13 +19,17 @@ def check_output(path: Path) -> None:
 
 
 def usable_device(name: str) -> str:
-    """``name``, or ``ValueError`` where torch has no such device here."""
+    """``name``, of `auto` the best that is there, or ``ValueError`` where torch has no such device here."""
     import torch
 
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+        missing = name.startswith("cuda") and not torch.cuda.is_available()
+        hint = " (no driver or GPU is found; try --device cpu)" if missing else ""
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}{hint}") from error
     return name
 
 

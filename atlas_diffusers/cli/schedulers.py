@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-    from ..pipelines import AtlasPipeline
-
 CONFIG = "scheduler_config.json"
 EXAMPLES = """a NAME is
   euler                   a class: the short name of one of ours, or Diffusers' class name
@@ -90,7 +88,7 @@ def load_scheduler(name: str):
         raise ValueError(f"{name}: {error}") from error
 
 
-def swapped(pipeline: "AtlasPipeline", cls: Any) -> "SchedulerMixin":
+def swapped(pipeline: Any, cls: Any) -> "SchedulerMixin":
     """
     A scheduler of another class for a pipeline, with the pipeline's noise process.
 
@@ -101,10 +99,11 @@ def swapped(pipeline: "AtlasPipeline", cls: Any) -> "SchedulerMixin":
 
     from ..pipelines.loading import named_damage
 
-    x = torch.zeros(1, pipeline.unet.config.in_channels, 8, 8)
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    x = torch.zeros(1, network.config.in_channels, 8, 8)
     with named_damage(f"scheduler {cls.__name__} cannot sample with this pipeline"), torch.random.fork_rng():
         trial = cls.from_config(pipeline.scheduler.config)
-        trial.set_timesteps(10)
+        trial.set_timesteps(10, **({"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}))
         trial.step(trial.scale_model_input(x, trial.timesteps[0]) * trial.order, trial.timesteps[0], x)
         return cls.from_config(pipeline.scheduler.config)
 

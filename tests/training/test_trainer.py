@@ -21,7 +21,17 @@ from conftest import seeded
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline, AtlasUNet2DModel
 from atlas_diffusers.config import TrainingConfig, validate
-from atlas_diffusers.training import Trainer, latest_checkpoint, load_checkpoint, objectives, outputs, parts, processes, trainer
+from atlas_diffusers.training import (
+    Trainer,
+    families,
+    latest_checkpoint,
+    load_checkpoint,
+    objectives,
+    outputs,
+    parts,
+    processes,
+    trainer,
+)
 from atlas_diffusers.training.checkpoints import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -221,7 +231,7 @@ def first_gradients(monkeypatch, folder, **changes):
         pixels = batch["pixels"]
         seen.extend(pixels)
         timesteps = (pixels.flatten(1).double().sum(1).abs() * 1000).long() % 1000
-        ids = objectives.tokenize(self.tokenizer, [""] * len(pixels))
+        ids = families.tokenize(self.tokenizer, [""] * len(pixels))
         output = self.wrapped["unet"](pixels, timesteps, self.wrapped["text_encoder"](ids).last_hidden_state).sample
         return (output - pixels).square().mean()
 
@@ -401,8 +411,8 @@ def test_training_without_text(tmp_path):
 
 def test_caption_dropout_replaces_captions_by_nothing(tmp_path, monkeypatch):
     texts = []
-    plain = objectives.tokenize
-    monkeypatch.setattr(objectives, "tokenize", lambda tokenizer, batch: (texts.extend(batch), plain(tokenizer, batch))[1])
+    plain = families.tokenize
+    monkeypatch.setattr(families, "tokenize", lambda tokenizer, batch: (texts.extend(batch), plain(tokenizer, batch))[1])
     run = build(tmp_path, caption_dropout=0.3)
     batch = {"pixels": torch.zeros(400, 3, 4, 4), "text": ["caption"] * 400, "draw": torch.arange(400)}
     with torch.no_grad():
