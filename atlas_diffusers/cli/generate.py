@@ -169,7 +169,7 @@ def call_options(pipeline: Any, settings: dict[str, Any]) -> tuple[Any, dict[str
     options = {name: settings[name] for name in ("steps", "guidance", "height", "width", "strength", "negative", "image")}
     options = {names.get(name, name): value for name, value in options.items() if value is not None}
     if "image" in options:
-        from ..pictures.reading import decode
+        from ..image_files import decode
 
         options["image"] = decode({"path": options["image"], "bytes": None})
         if not hasattr(pipeline, "defaults"):
