@@ -1,11 +1,13 @@
 """How configurations travel between our samplers and Diffusers' own, in both directions and without warnings."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal, overload
 
 import diffusers
-from diffusers.configuration_utils import FrozenDict
+import torch
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from typing_extensions import Self
 
 from .._registration import CLASSES
 from .processes import BETA_OPTIONS, read_process
@@ -28,15 +30,24 @@ def _clips(config: Any) -> bool:
     return config.get("clip_sample", option is not None and option.default)
 
 
-class ConfigConversion:
+class ConfigConversion(ConfigMixin):
     """The part of a sampler that reads foreign configurations and writes ones that Diffusers' schedulers read."""
 
     config: Any  # of the constructor's arguments, by Diffusers
+    betas: torch.Tensor
     _compatibles = [e.name for e in KarrasDiffusionSchedulers if e.name != "EDMEulerScheduler"]
     _compatibles += ["LCMScheduler", "TCDScheduler", "SASolverScheduler"]  # their options may travel through us unread
 
+    @overload
     @classmethod
-    def from_config(cls, config: Any, *args: Any, **kwargs: Any):
+    def from_config(cls, config: Any, return_unused_kwargs: Literal[False] = False, **kwargs: Any) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_config(cls, config: Any, return_unused_kwargs: Literal[True], **kwargs: Any) -> tuple[Self, dict[str, Any]]: ...
+
+    @classmethod
+    def from_config(cls, config: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """
         As in Diffusers, from any scheduler's configuration; the noise process travels even where it is a default, betas
         derived from a schedule's name give way when the schedule is overridden, and what did not clip does not begin to.
@@ -50,7 +61,7 @@ class ConfigConversion:
                 config["_use_default_values"] = [name for name in config["_use_default_values"] if name != "clip_sample"]
             if config.get("_derived_betas") and not kwargs.keys().isdisjoint(PROCESS_OPTIONS):
                 del config["_derived_betas"], config["trained_betas"]
-        return super().from_config(config, *args, **kwargs)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @classmethod
     def _get_compatibles(cls):

@@ -2,14 +2,16 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 SAME = 1e-6  # difference of two sigmas of one level
 
+Step = TypeVar("Step", bound=Callable[..., Any])
 
-def network_step(step: Callable) -> Callable:
+
+def network_step(step: Step) -> Step:
     """
     Decorate the ``step`` of a sampler: the output of an inverted flow changes its sign, and with ``per_token_timesteps`` (LTX)
     tokens may be at levels of their own.
@@ -25,11 +27,18 @@ def network_step(step: Callable) -> Callable:
             return step(self, model_output, timestep, sample, *args, **kwargs)
         return _step_tokens(self, step, model_output, timestep, sample, per_token_timesteps, args, kwargs)
 
-    return stepped
+    wrapper: Any = stepped
+    return wrapper
 
 
 def _step_tokens(
-    self, step: Callable, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, tokens: torch.Tensor, args: Any,
+    self,
+    step: Callable,
+    model_output: torch.Tensor,
+    timestep: Any,
+    sample: torch.Tensor,
+    tokens: torch.Tensor,
+    args: Any,
     kwargs: Any,
 ):
     """

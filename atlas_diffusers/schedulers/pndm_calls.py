@@ -1,7 +1,6 @@
 """Where PNDM calls its network: predictor and corrector, or Runge-Kutta steps, before the multistep part."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..schedules import NoiseLevel, NoiseProcess
 from ..schedules.time_grid import TimeGrid
@@ -27,7 +26,7 @@ def _targets(grid: TimeGrid, stride: int | None, process: NoiseProcess, final: N
     """As in Diffusers, an evenly spaced step always covers ``stride`` = ⌊T/N⌋ training timesteps."""
     if stride is None:
         return grid.target
-    return [process.level_at(t - stride) if t >= stride else final for t in grid.timesteps]
+    return [process.level_at(int(t) - stride) if t >= stride else final for t in grid.timesteps]
 
 
 def plms_calls(grid: TimeGrid, stride: int | None, process: NoiseProcess, final: NoiseLevel) -> PNDMCalls:
@@ -38,7 +37,7 @@ def plms_calls(grid: TimeGrid, stride: int | None, process: NoiseProcess, final:
     if stride is None:
         before = [grid.source[max(i - 1, 0)] for i in range(steps)]
     else:
-        before = [process.level_at(min(t + stride, len(process) - 1)) for t in grid.timesteps]
+        before = [process.level_at(min(int(t) + stride, len(process) - 1)) for t in grid.timesteps]
     source = [grid.source[i] for i in order]
     return PNDMCalls(
         timesteps=[grid.timesteps[i] for i in order],
@@ -60,7 +59,7 @@ def runge_kutta_calls(grid: TimeGrid, stride: int | None, process: NoiseProcess,
     timesteps, source, start, target = [], [], [], []
     for t, after, here, there in zip(grid.timesteps, grid.timesteps[1:], grid.source[:count], grid.source[1:]):
         middle, level = _midpoint(t, after, here, there, stride, process)
-        first = process.level_at(t - stride // 2) if stride is not None else level
+        first = process.level_at(int(t) - stride // 2) if stride is not None else level
         timesteps += [t, middle, middle, after]
         source += [here, level, level, there]
         start += [here] * 4
@@ -72,10 +71,11 @@ def runge_kutta_calls(grid: TimeGrid, stride: int | None, process: NoiseProcess,
     return PNDMCalls(timesteps, source, target, grid.dtype, start=start, runge_kutta=4 * count, stride=stride)
 
 
-def _midpoint(t: Any, after: Any, here: NoiseLevel, there: NoiseLevel, stride: int | None, process: NoiseProcess):
-    if stride is not None:
-        return after + stride // 2, process.level_at(after + stride // 2)
-    if isinstance(t, int):
-        return (t + after) // 2, process.level_at((t + after) // 2)
+def _midpoint(
+    t: float, after: float, here: NoiseLevel, there: NoiseLevel, stride: int | None, process: NoiseProcess
+) -> tuple[float, NoiseLevel]:
+    if stride is not None or isinstance(t, int):
+        middle = int(after) + stride // 2 if stride is not None else int(t + after) // 2
+        return middle, process.level_at(middle)
     level = process.midpoint(here, there)
     return process.timesteps_of([level])[0], level

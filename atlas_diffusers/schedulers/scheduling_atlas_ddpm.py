@@ -80,11 +80,14 @@ class AtlasDDPMScheduler(BaseScheduler):
         """As in Diffusers ``s²``, but ``s`` for `fixed_small_log`, and ``log s²`` for `fixed_large_log` and `learned_range`."""
         index, grid = self._run.index_of(t), self._grid
         small, large = map(torch.tensor, _variances(grid.source[index], grid.target[index], grid.dtype == torch.int64))
-        match variance_type or self.config.variance_type:
-            case "learned":
+        kind = variance_type or self.config.variance_type
+        if kind.startswith("learned"):
+            if predicted_variance is None:
+                raise ValueError(f"variance_type={kind!r} needs predicted_variance")
+            if kind == "learned":
                 return predicted_variance
-            case "learned_range":
-                return torch.lerp(small.log(), large.log(), (predicted_variance + 1) / 2)
+            return torch.lerp(small.log(), large.log(), (predicted_variance + 1) / 2)
+        match kind:
             case "fixed_large_log":
                 return large.log()
             case "fixed_large":
@@ -130,8 +133,10 @@ class AtlasDDPMScheduler(BaseScheduler):
         prev = combine(target.alpha * beta / level.sigma**2, data, ratio * target.sigma**2 / level.sigma**2, x)
         if grid.timesteps[index] > 0 or level.alpha == 0:  # an inverted flow counts from pure noise
             noise = self._to_working_dtype(self._noise_like(sample, generator))
-            deviation = self._standard_deviation(small, beta, learned)
-            prev = torch.add(prev, noise, alpha=deviation) if learned is None else torch.addcmul(prev, deviation, noise)
+            if learned is None:
+                prev = torch.add(prev, noise, alpha=self._fixed_deviation(small, beta))
+            else:
+                prev = torch.addcmul(prev, self._learned_deviation(small, beta, learned), noise)
         return self._output(prev, data, sample.dtype, return_dict)
 
     def _split_learned(self, output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,14 +145,19 @@ class AtlasDDPMScheduler(BaseScheduler):
                 f"variance_type={self.config.variance_type!r} needs model_output with {2 * sample.shape[1]} channels, "
                 f"got {output.shape[1]}"
             )
-        return output.split(sample.shape[1], dim=1)
+        mean, variance = output.split(sample.shape[1], dim=1)
+        return mean, variance
 
-    def _standard_deviation(self, small: float, large: float, learned: torch.Tensor | None) -> torch.Tensor | float:
+    def _fixed_deviation(self, small: float, large: float) -> float:
         match self.config.variance_type:
             case "fixed_small" | "fixed_small_log":
                 return math.sqrt(small)
             case "fixed_large" | "fixed_large_log":
                 return math.sqrt(large)
+        raise ValueError(self._unknown_variance_type())
+
+    def _learned_deviation(self, small: float, large: float, learned: torch.Tensor) -> torch.Tensor:
+        match self.config.variance_type:
             case "learned":
                 return learned.sqrt()
             case "learned_range":

@@ -109,8 +109,10 @@ class AtlasHeunScheduler(SigmaScheduler):
             data = self.predict_data(output, x, grid.source[index])
             derivative = combine(1 / sigma, x, -1 / sigma, data)
         if index % 2 == 0:
-            straight = derivative is output
-            prev = torch.add(x, output, alpha=target - sigma) if straight else torch.lerp(data, x, target / sigma)
+            if isinstance(data, torch.Tensor):
+                prev = torch.lerp(data, x, target / sigma)
+            else:
+                prev = torch.add(x, output, alpha=target - sigma)
             history.derivative, history.predicted = derivative, prev
         else:
             # a trajectory that starts at a corrector has nothing to correct

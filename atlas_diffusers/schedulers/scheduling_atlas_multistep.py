@@ -14,6 +14,7 @@ import torch
 from ..schedules import NoiseLevel, data_coefficients
 from ..schedules.time_grid import Request, TimeGrid, as_tensor, grid_option
 from .adams_bashforth import adams_bashforth
+from .calibration.reports import CalibrationReport
 from .calibration.tables import Calibration, StepTable
 from .network_step import network_step
 from .options import SchedulerOptions, Unpack, takes_options
@@ -52,7 +53,7 @@ def velocity_coefficients(prediction_type: str, level: NoiseLevel, scale: float)
     """``(a, b)`` with ``v = cos θ ε − sin θ x_0/c = a x + b m``."""
     (of_x, of_output), r = data_coefficients(prediction_type, *level), radius(level, scale)
     on_x, on_data = scale * level.alpha / (r * level.sigma), -r / (scale * level.sigma)
-    return on_x + on_data * of_x, on_data * of_output
+    return float(on_x + on_data * of_x), float(on_data * of_output)
 
 
 class ScaledVelocity(NamedTuple):
@@ -112,6 +113,9 @@ class AtlasMultistepScheduler(BaseScheduler):
         ValueError: also for a calibration of another noise process or prediction type.
     """
 
+    calibration_report: CalibrationReport
+    """Of a scheduler that :meth:`calibrate` returned."""
+
     @takes_options
     def __init__(
         self,
@@ -134,7 +138,7 @@ class AtlasMultistepScheduler(BaseScheduler):
 
     def _setup(self) -> None:
         super()._setup()
-        self._calibration = None
+        self._calibration: Calibration | None = None
         if self.config.calibration is not None:
             self._calibration = Calibration.from_config(self.config.calibration)
             self._calibration.check(self.process_sigma_hats, self.config.prediction_type)
@@ -218,7 +222,7 @@ class AtlasMultistepScheduler(BaseScheduler):
     def check_guidance_scale(self, guidance_scale: float) -> None:
         """Warn where the steps in use are calibrated for another guidance scale."""
         calibration = self._calibration
-        if self._table_in_use is None or calibration.guidance_scale is None:
+        if calibration is None or self._table_in_use is None or calibration.guidance_scale is None:
             return
         if not math.isclose(guidance_scale, calibration.guidance_scale, rel_tol=SAME_GUIDANCE):
             warnings.warn(
@@ -317,7 +321,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         super().set_begin_index(begin_index)
         grid, table = self._grid, None
         if begin_index and self._calibration is not None:
-            table = self._table_of(self.num_inference_steps, begin_index, getattr(grid, "even", grid))
+            table = self._table_of(len(grid.source), begin_index, getattr(grid, "even", grid))
         if begin_index and (table is not None or isinstance(grid, _Nodes)):
             self._lay_from(begin_index, getattr(grid, "even", grid), table)
 
@@ -326,8 +330,8 @@ class AtlasMultistepScheduler(BaseScheduler):
         laid = self._nodes_from(begin, even, getattr(self._grid, "clock", 1.0)) if table is None else self.nodes(table.sigmas)
         lists = {name: getattr(self._grid, name)[:begin] + getattr(laid, name) for name in ("timesteps", "source", "target")}
         run = self._run
-        run.grid = _Nodes(**{**vars(laid), **lists, "even": even, "table": table, "begin": begin})
-        run.levels = as_tensor(run.grid.source, torch.float64).T
+        grid = run.grid = _Nodes(**{**vars(laid), **lists, "even": even, "table": table, "begin": begin})
+        run.levels = as_tensor(grid.source, torch.float64).T
         run.timesteps[begin:] = torch.tensor(laid.timesteps)
         run.sigmas[begin:-1] = torch.tensor([self.process.sigma(level) for level in laid.source])
 

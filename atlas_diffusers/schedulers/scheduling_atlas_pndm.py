@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ..schedules.time_grid import TimeGrid
 from .network_step import network_step
 from .options import SchedulerOptions, Unpack, takes_options
 from .pndm_calls import PNDMCalls, plms_calls, runge_kutta_calls
+from .position import Run
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 LARGEST_NOISE = 1000.0  # σ/α from which Runge-Kutta steps can start
@@ -33,6 +35,11 @@ class _History:
     start: torch.Tensor | None = None
     predicted: torch.Tensor | None = None
     calls: int = 0
+
+
+def _calls(run: Run) -> PNDMCalls:
+    """The grid of a run, as :meth:`AtlasPNDMScheduler._network_calls` made it."""
+    return cast(PNDMCalls, run.planned())
 
 
 class AtlasPNDMScheduler(BaseScheduler):
@@ -122,7 +129,7 @@ class AtlasPNDMScheduler(BaseScheduler):
             return_dict: return an output object instead of ``(prev_sample, pred_original_sample)``; a flow has no second one.
         """
         run, index = self._advance(timestep)
-        return self._take(run.planned(), index, model_output, sample, return_dict)
+        return self._take(_calls(run), index, model_output, sample, return_dict)
 
     @network_step
     def step_prk(
@@ -132,7 +139,7 @@ class AtlasPNDMScheduler(BaseScheduler):
         The next call of a Runge-Kutta step, which :meth:`step` would take; a timestep of one's own moves the call's target,
         as in Diffusers.
         """
-        grid, index, t = self._grid, self.counter, int(timestep)
+        grid, index, t = _calls(self._run), self.counter, int(timestep)
         if index >= grid.runge_kutta:
             raise ValueError(f"step_prk() was called more often than the {grid.runge_kutta} calls of prk_timesteps")
         if grid.stride is not None and t != grid.timesteps[index]:
@@ -146,7 +153,7 @@ class AtlasPNDMScheduler(BaseScheduler):
         self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor, return_dict: bool = True
     ) -> AtlasSchedulerOutput | tuple[torch.Tensor, ...]:
         """A call of the multistep part, which :meth:`step` would take; on an even spacing from any training timestep."""
-        run, grid, index, t = self._run, self._grid, 0, int(timestep)
+        run, grid, index, t = self._run, _calls(self._run), 0, int(timestep)
         if len(self.ets) < grid.runge_kutta // 4:
             raise ValueError(f"step_plms() needs the {grid.runge_kutta // 4} predictions that step_prk() leaves in ets")
         if grid.stride is None or t in grid.timesteps[grid.runge_kutta :]:
@@ -178,14 +185,14 @@ class AtlasPNDMScheduler(BaseScheduler):
     @property
     def prk_timesteps(self) -> np.ndarray | None:
         """Timesteps of the Runge-Kutta calls."""
-        grid = self._run.grid
-        return None if grid is None else np.array(grid.timesteps[: grid.runge_kutta])
+        run = self._run
+        return None if run.grid is None else np.array(run.grid.timesteps[: _calls(run).runge_kutta])
 
     @property
     def plms_timesteps(self) -> np.ndarray | None:
         """Timesteps of the calls of the multistep part."""
-        grid = self._run.grid
-        return None if grid is None else np.array(grid.timesteps[grid.runge_kutta :])
+        run = self._run
+        return None if run.grid is None else np.array(run.grid.timesteps[_calls(run).runge_kutta :])
 
     def _take(
         self, grid: PNDMCalls, index: int, model_output: torch.Tensor, sample: torch.Tensor, return_dict: bool

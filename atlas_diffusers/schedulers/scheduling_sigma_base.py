@@ -27,7 +27,6 @@ class SigmaScheduler(BaseScheduler):
 
     beta_process = VarianceExploding
     steps_unasked = True
-    _zero_signal = False
 
     @takes_options
     def __init__(
@@ -53,6 +52,10 @@ class SigmaScheduler(BaseScheduler):
         ):
             if c[name] not in allowed:
                 raise ValueError(f"{name}={c[name]!r} is unknown; allowed are {allowed}")
+
+    @property
+    def _zero_signal(self) -> bool:
+        return False
 
     @property
     def init_noise_sigma(self) -> torch.Tensor:

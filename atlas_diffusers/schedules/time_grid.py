@@ -19,7 +19,7 @@ GRID_OF_OPTION = {
 }
 
 
-def as_tensor(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+def as_tensor(values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
     """``torch.tensor(values, dtype)`` by way of numpy, which reads a list several times faster."""
     return torch.from_numpy(np.array(values)).to(dtype)
 
@@ -35,11 +35,12 @@ class TimeGrid:
     Network calls ``i = 0, 1, ...`` at ``timesteps[i]``, each of which moves the sample from level ``source[i]`` to
     ``target[i]``.
 
-    ``spaced`` tells that the timesteps are an even spacing of the training timesteps (not a sigma grid, not explicit), and
-    ``shift`` by how much the σ/α of a flow are shifted up from those of the request.
+    Timesteps are whole where ``dtype`` is an integer type. ``spaced`` tells that they are an even spacing of the training
+    timesteps (not a sigma grid, not explicit), and ``shift`` by how much the σ/α of a flow are shifted up from those of the
+    request.
     """
 
-    timesteps: list[int] | list[float]
+    timesteps: list[float]
     source: list[NoiseLevel]
     target: list[NoiseLevel]
     dtype: torch.dtype

@@ -93,7 +93,7 @@ class VariancePreserving(NoiseProcess):
 
     def _grid_at(self, timesteps: list[int], final: NoiseLevel) -> TimeGrid:
         source = [self.exact.levels[t] for t in timesteps]
-        return TimeGrid(timesteps, source, [*source[1:], final], torch.int64)
+        return TimeGrid(list(timesteps), source, [*source[1:], final], torch.int64)
 
 
 class VarianceExploding(VariancePreserving):

@@ -13,30 +13,15 @@ from tqdm.auto import tqdm
 
 from ..scheduling_atlas_multistep import AtlasMultistepScheduler
 from .cache import Cache
-from .calibrator import Calibrator, StepReport, planned_calls, teach
+from .calibrator import Calibrator, planned_calls, teach
 from .model import FunctionModel, Model
 from .pipeline import PipelineModel
+from .reports import CalibrationReport, StepReport
 from .tables import Calibration, StepTable
 from .teacher import teacher_sigmas, teacher_steps_that_suffice
 
 FEWEST_TRAJECTORIES = 8
 PIPELINE_BATCH = 8
-
-
-@dataclass(frozen=True)
-class CalibrationReport:
-    """
-    What a calibration cost and is expected to give.
-
-    Args:
-        network_calls: samples that went through the model, the teacher's included.
-        teacher_calls: those of the teacher.
-        steps: a report for every step count.
-    """
-
-    network_calls: int
-    teacher_calls: int
-    steps: dict[int, StepReport]
 
 
 @dataclass(frozen=True)
@@ -61,16 +46,26 @@ class Settings:
 
 
 def calibrated_scheduler(
-    cls, model: Any, call: Any, prompts: Any, guidance_scale: float | None, config: Any, sample_shape: Any,
-    batch_size: int | None, generator: Any, device: Any, settings: Settings,
+    cls: type[AtlasMultistepScheduler],
+    model: Any,
+    call: dict[str, Any] | None,
+    prompts: list[str] | None,
+    guidance_scale: float | None,
+    config: dict[str, Any] | None,
+    sample_shape: Sequence[int] | None,
+    batch_size: int | None,
+    generator: torch.Generator | None,
+    device: str | torch.device | None,
+    settings: Settings,
 ) -> AtlasMultistepScheduler:
     """:meth:`AtlasMultistepScheduler.calibrate`."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
+    groups: Sequence[tuple[Model, Sequence[int]]]
     seeds = torch.randint(2**62, (settings.num_trajectories,), generator=generator, device=generator.device).tolist()
     if isinstance(model, DiffusionPipeline):
         call = pipeline_call(model, call, prompts, guidance_scale)
-        config = model.scheduler.config if config is None else config
-        plain = cls.from_config({**config, "calibration": None})
+        process: dict[str, Any] = model.scheduler.config if config is None else config
+        plain = cls.from_config({**process, "calibration": None})
         groups = pipeline_models(model, plain, call, seeds, batch_size or PIPELINE_BATCH, settings.num_inference_steps)
         guidance_scale = guidance_of(model, call)
     elif call is not None or prompts is not None:
@@ -80,11 +75,12 @@ def calibrated_scheduler(
     elif config.get("use_dynamic_shifting"):
         raise ValueError("use_dynamic_shifting=True: a function is called without mu; give config with shift=e^mu in its place")
     else:
-        plain = cls.from_config({**config, "calibration": None})
+        process = config
+        plain = cls.from_config({**process, "calibration": None})
         function = FunctionModel(model, plain, sample_shape, seeds, batch_size or len(seeds), device or "cpu")
         groups = [(function, settings.num_inference_steps)]
     of = plain.process_sigma_hats, plain.config.prediction_type, guidance_scale, groups[0][0].shift
-    before = tables_before(config, Calibration({}, *of))
+    before = tables_before(process, Calibration({}, *of))
     tables, report = calibrate(groups, settings, before)
     scheduler = cls.from_config(plain.config, calibration=Calibration(before | tables, *of).to_config())
     scheduler.calibration_report = report
@@ -119,7 +115,7 @@ def guidance_of(pipeline: Any, call: dict) -> float | None:
 
 
 def pipeline_models(
-    pipeline: Any, scheduler: Any, call: Any, seeds: Any, batch_size: int | None, counts: Any
+    pipeline: Any, scheduler: AtlasMultistepScheduler, call: dict, seeds: list[int], batch_size: int, counts: Sequence[int]
 ) -> list[tuple[PipelineModel, Sequence[int]]]:
     """One model for all step counts, or one for each where image-to-image starts at a level of its own."""
     first = PipelineModel(pipeline, scheduler, call, seeds, batch_size, counts[0])
@@ -130,7 +126,7 @@ def pipeline_models(
 
 
 def calibrate(
-    groups: list[tuple[Model, Sequence[int]]], settings: Settings, before: dict[tuple[int, int], StepTable]
+    groups: Sequence[tuple[Model, Sequence[int]]], settings: Settings, before: dict[tuple[int, int], StepTable]
 ) -> tuple[dict[tuple[int, int], StepTable], CalibrationReport]:
     """Tables by step count and first step that are better than the plain solver and those ``before``, and what they cost."""
     tables, reports, teacher_calls, budget = {}, {}, 0, settings.budget // len(groups)
@@ -158,7 +154,7 @@ def calibrate(
     return tables, CalibrationReport(sum(model.calls for model, _ in groups), teacher_calls, reports)
 
 
-def announce(groups: list[tuple[Model, Sequence[int]]], settings: Settings, budget: int) -> None:
+def announce(groups: Sequence[tuple[Model, Sequence[int]]], settings: Settings, budget: int) -> None:
     """Say what a calibration will take."""
     calls = sum(
         planned_calls(budget, model.count, settings.teacher_steps, [steps - model.begin for steps in counts])

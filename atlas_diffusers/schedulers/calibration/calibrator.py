@@ -1,16 +1,17 @@
 """Calibration of the multistep solver: a teacher's trajectories, nodes placed on them, coefficients fitted on-policy."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 
 import torch
 from tqdm.auto import tqdm
 
 from .cache import Cache
-from .fit import Candidate, distances, fit, follow
+from .fit import Candidate, Followed, distances, fit, follow
 from .model import Model
 from .node_placement import Placement
 from .refine import refine
+from .reports import StepReport
 from .tables import StepTable
 from .teacher import CHECKED, Trajectories, kept, run_teacher
 
@@ -21,15 +22,6 @@ PLACEMENTS = (
 )  # fmt: skip
 HELD_OUT = 3
 FEWEST_TABLES = 2
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Mean RMS distance of held-out ends from the teacher's, without and with the table; whether the table is kept."""
-
-    uncalibrated: float
-    calibrated: float
-    kept: bool
 
 
 class Calibrator:
@@ -57,20 +49,26 @@ class Calibrator:
         return found.table, StepReport(plain, calibrated, calibrated < plain)
 
     def _refined(self, steps: int, calls: int) -> Candidate:
-        """The best nodes, and Gauss-Newton steps from there for as long as they help."""
+        """The best nodes, and Gauss-Newton steps from there."""
         reserved = calls_to_refine(steps, calls)
         stored = {} if self.cache is None else self.cache.read_tables(steps, self.teacher)
         if (key := ("refined", calls)) in stored:
             return self._read(stored[key])
         tried = self._search(steps, max((calls - reserved) // steps, FEWEST_TABLES), stored)
-        found, last, spent = tried[self._best(tried)], None, steps * len(tried)
-        if reserved and found.way is None:
-            found = follow(self.model, self.teacher, found.table)
-        while reserved and found is not last:
-            last = found
-            found, cost = refine(self.model, self.teacher, last, self.train, calls - spent, self.held_out)
-            spent += cost
+        found = tried[self._best(tried)]
+        if reserved:
+            start = found if isinstance(found, Followed) else follow(self.model, self.teacher, found.table)
+            found = self._improved(start, calls - steps * len(tried))
         self._store(steps, tried | {key: found})
+        return found
+
+    def _improved(self, found: Followed, calls: int) -> Followed:
+        """After Gauss-Newton steps for as long as they help and ``calls`` network calls a trajectory allow."""
+        last = None
+        while found is not last:
+            last = found
+            found, cost = refine(self.model, self.teacher, last, self.train, calls, self.held_out)
+            calls -= cost
         return found
 
     def _search(self, steps: int, evaluations: int, stored: dict[tuple, dict]) -> dict[tuple, Candidate]:
@@ -87,7 +85,7 @@ class Calibrator:
     def _best(self, tried: dict[tuple, Candidate]) -> tuple:
         """The nodes that serve held-out trajectories best; the ways of all others are forgotten."""
         best = min(tried, key=lambda nodes: self.held_out(tried[nodes].errors))
-        tried.update({nodes: replace(candidate, way=None) for nodes, candidate in tried.items() if nodes != best})
+        tried.update({nodes: Candidate(other.table, other.errors) for nodes, other in tried.items() if nodes != best})
         return best
 
     def held_out(self, errors: torch.Tensor) -> float:
@@ -114,7 +112,7 @@ class Calibrator:
 
     def _read(self, entry: dict) -> Candidate:
         errors = torch.tensor(entry["errors"], dtype=torch.float64, device=self.teacher.ends.device)
-        return Candidate(StepTable(**entry["table"]), None, errors)
+        return Candidate(StepTable(**entry["table"]), errors)
 
 
 def calls_to_refine(steps: int, calls: int) -> int:

@@ -27,17 +27,17 @@ class Way:
 
 @dataclass(frozen=True)
 class Candidate:
-    """
-    A step table that was run.
-
-    Args:
-        way: where it takes the trajectories; ``None`` where only the rest was stored.
-        errors: RMS distance of each end from the teacher's, (trajectories,).
-    """
+    """A step table that was run, and the RMS distance of each end from the teacher's, (trajectories,)."""
 
     table: StepTable
-    way: Way | None
     errors: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Followed(Candidate):
+    """A candidate with the way that it takes the trajectories."""
+
+    way: Way
 
 
 def distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -112,15 +112,15 @@ class Fit:
         return advance(x * (1 + self.scales[-1]), self.velocities, self.weights[-1])
 
 
-def fit(model: Model, teacher: Trajectories, nodes: Sequence[int], train: torch.Tensor) -> Candidate:
+def fit(model: Model, teacher: Trajectories, nodes: Sequence[int], train: torch.Tensor) -> Followed:
     """A step table for these nodes of the teacher's grid, at one call a node and trajectory."""
     fitting = Fit(teacher, nodes, train)
     ends = model.march(fitting.sigmas, fitting, fitting.start)
     table = StepTable(fitting.sigmas, fitting.weights, fitting.scales, fitting.start)
-    return Candidate(table, Way(fitting.states, fitting.velocities, ends), distances(kept(ends), teacher.ends))
+    return Followed(table, distances(kept(ends), teacher.ends), Way(fitting.states, fitting.velocities, ends))
 
 
-def follow(model: Model, teacher: Trajectories, table: StepTable) -> Candidate:
+def follow(model: Model, teacher: Trajectories, table: StepTable) -> Followed:
     """Run a step table, at one call a node and trajectory."""
     states, velocities = [], []
 
@@ -130,4 +130,4 @@ def follow(model: Model, teacher: Trajectories, table: StepTable) -> Candidate:
         return advance(x * (1 + table.scales[n]), velocities, table.weights[n])
 
     ends = model.march(table.sigmas, step, table.start)
-    return Candidate(table, Way(states, velocities, ends), distances(kept(ends), teacher.ends))
+    return Followed(table, distances(kept(ends), teacher.ends), Way(states, velocities, ends))

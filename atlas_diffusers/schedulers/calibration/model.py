@@ -115,7 +115,7 @@ class FunctionModel(Model):
         x = self.noise.unflatten(1, self.shape)
         for timestep in solver.timesteps:
             self.calls += len(x)
-            x = solver.step(self._outputs(x, float(timestep)), timestep, x).prev_sample
+            x = solver.step(self._outputs(x, float(timestep)), timestep, x, return_dict=False)[0]
         return x.flatten(1)
 
     def _outputs(self, samples: torch.Tensor, timestep: float, rows: slice = slice(None)) -> torch.Tensor:

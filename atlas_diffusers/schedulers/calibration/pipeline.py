@@ -194,7 +194,7 @@ class PipelineModel(Model):
 
     def _drive(self, calls: list[PausedCall], nodes: TimeGrid, step: Step) -> torch.Tensor:
         """All calls from step to step, together."""
-        sent, x, levels = [None] * len(calls), None, nodes.source
+        sent, x, levels = [None] * len(calls), torch.zeros(()), nodes.source
         for n, (level, timestep) in enumerate(zip(levels, nodes.timesteps)):
             r, seen, velocities = radius(level, 1.0), [], []
             for call, sample in zip(calls, sent):
@@ -203,8 +203,7 @@ class PipelineModel(Model):
                 # states stay exact where the pipeline rounds them; what it does to samples between steps, it does to them
                 seen.append((x_here if sample is None else x_here - _exact(sample)).flatten(1) / r)
                 velocities.append(self.velocity(output, x_here, level))
-            x = torch.cat(seen) if x is None else x + torch.cat(seen)
-            v = torch.cat(velocities)
+            x, v = x + torch.cat(seen), torch.cat(velocities)
             check_finite(v, timestep)
             x = step(n, x, v)
             r = radius(levels[n + 1], 1.0) if n + 1 < len(levels) else 1.0

@@ -1,12 +1,13 @@
 """A scheduler that takes the place of a pipeline's own, so that whoever drives the pipeline chooses levels and samples."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ...schedules.levels import CLEAN
-from ...schedules.time_grid import Request, as_tensor
+from ...schedules.time_grid import Request, TimeGrid, as_tensor
 from ..position import Run
 from ..scheduling_atlas_multistep import AtlasMultistepScheduler
 from ..scheduling_base import AtlasSchedulerOutput, BaseScheduler
@@ -32,10 +33,14 @@ class Recorder(AtlasMultistepScheduler):
         scaled: whether a pipeline asked for ``init_noise_sigma``, by which it then multiplies its noise.
     """
 
+    given: list[float]
+    answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    allows: Callable[[int], bool]
+    even: TimeGrid
+
     def _setup(self) -> None:
         super()._setup()
-        self.given, self.start, self.answer, self.allows = [], 1.0, None, None
-        self.begin, self.scaled, self.even = 0, False, None
+        self.start, self.begin, self.scaled = 1.0, 0, False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recorder":
         return self
@@ -59,12 +64,17 @@ class Recorder(AtlasMultistepScheduler):
         self._runs.start(Run(grid, times, numbers, levels, steps))
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        self.begin, calls = begin_index, self.num_inference_steps - begin_index
+        self.begin, calls = begin_index, len(self._grid.source) - begin_index
         if not self.allows(calls):
             raise CallsDiffer(calls)
 
     def step(
-        self, model_output: Any, timestep: Any, sample: Any, generator: Any = None, per_token_timesteps: Any = None,
+        self,
+        model_output: Any,
+        timestep: Any,
+        sample: Any,
+        generator: Any = None,
+        per_token_timesteps: Any = None,
         return_dict: bool = True,
     ):
         if per_token_timesteps is not None:
@@ -76,15 +86,22 @@ class Recorder(AtlasMultistepScheduler):
 class Observed(AtlasMultistepScheduler):
     """The solver itself; ``end`` is what its last step returned, and ``calls`` counts samples."""
 
+    end: torch.Tensor
+
     def _setup(self) -> None:
         super()._setup()
-        self.end, self.calls = None, 0
+        self.calls = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Observed":
         return self
 
     def step(
-        self, model_output: Any, timestep: Any, sample: Any, generator: Any = None, per_token_timesteps: Any = None,
+        self,
+        model_output: Any,
+        timestep: Any,
+        sample: Any,
+        generator: Any = None,
+        per_token_timesteps: Any = None,
         return_dict: bool = True,
     ):
         result = super().step(model_output, timestep, sample, generator, per_token_timesteps, return_dict)

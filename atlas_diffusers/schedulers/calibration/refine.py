@@ -1,13 +1,13 @@
 """Gauss-Newton steps on the end of a table's trajectories, by differences of the model instead of its derivatives."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 
-from .fit import Candidate, distance, follow, ridge_solution
+from .fit import Followed, distance, follow, ridge_solution
 from .model import Model
 from .tables import StepTable
 from .teacher import Trajectories, advance, kept
@@ -16,6 +16,8 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 DIFFERENCE = 0.02  # of coefficients of vectors of unit size, and of log σ̂
 LONGEST = 0.25  # step of any number, beyond which differences say little
 SHORTENED = (1.0, 0.5)  # parts of a step that are tried
+
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Unknown:
         return replace(table, weights=_with(table.weights, self.n, row))
 
 
-def _with(values: list, index: int, value: Any) -> list:
+def _with(values: list[Entry], index: int, value: Entry) -> list[Entry]:
     return [*values[:index], value, *values[index + 1 :]]
 
 
@@ -62,7 +64,14 @@ def affordable(calls: int, budget: int) -> list[Unknown]:
     return chosen
 
 
-def refine(model: Model, teacher: Trajectories, candidate: Candidate, train: torch.Tensor, budget: int, score: Any) -> tuple:
+def refine(
+    model: Model,
+    teacher: Trajectories,
+    candidate: Followed,
+    train: torch.Tensor,
+    budget: int,
+    score: Callable[[torch.Tensor], float],
+) -> tuple[Followed, int]:
     """
     One Gauss-Newton step for the mean distance of ends, damped so that held-out ends come nearest by the linear model.
 
@@ -106,13 +115,13 @@ def damped_solution(columns: torch.Tensor, wanted: torch.Tensor, train: torch.Te
     return min(found, key=lambda c: distance(columns[~train] @ c, wanted[~train])).tolist()
 
 
-def derivatives(model: Model, candidate: Candidate, unknowns: Sequence[Unknown]) -> torch.Tensor:
+def derivatives(model: Model, candidate: Followed, unknowns: Sequence[Unknown]) -> torch.Tensor:
     """Of the ends by the unknowns, (trajectories, d, unknowns); one march through the ends of all changed trajectories."""
     table, columns = candidate.table, []
     changed = [unknown.changed(table, DIFFERENCE) for unknown in unknowns]
     sigmas = [sigma for unknown, other in zip(unknowns, changed) for sigma in other.sigmas[unknown.first :]]
 
-    def ends() -> Generator:
+    def ends() -> Generator[torch.Tensor, torch.Tensor, None]:
         for unknown, other in zip(unknowns, changed):
             end = yield from changed_end(other, candidate, unknown)
             columns.append((kept(end).double() - kept(candidate.way.ends).double()) / DIFFERENCE)
@@ -126,14 +135,14 @@ def derivatives(model: Model, candidate: Candidate, unknowns: Sequence[Unknown])
     return torch.stack(columns, -1)
 
 
-def _sent(states: Generator, v: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+def _sent(states: Generator[torch.Tensor, torch.Tensor, None], v: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
     try:
         return states.send(v)
     except StopIteration:
         return otherwise
 
 
-def changed_end(table: StepTable, candidate: Candidate, unknown: Unknown) -> Generator:
+def changed_end(table: StepTable, candidate: Followed, unknown: Unknown) -> Generator[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Where a changed table ends; yields states, and is sent the velocities there."""
     way = candidate.way
     known, x = list(way.velocities[: unknown.first]), way.states[unknown.n]

@@ -2,9 +2,9 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -70,10 +70,12 @@ class Teacher:
         progress: called after every step.
     """
 
-    def __init__(self, sigmas: list[float], progress: Any = None):
+    corrected: torch.Tensor
+    predicted: torch.Tensor
+
+    def __init__(self, sigmas: list[float], progress: Callable[[], object] | None = None):
         self.sigmas, self.angles, self.progress = sigmas, [math.atan(sigma) for sigma in sigmas], progress
         self.states, self.velocities, self.recent = [], [], []
-        self.corrected = self.predicted = None
 
     def __call__(self, n: int, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if n:
@@ -95,7 +97,9 @@ class Teacher:
         return Trajectories(self.sigmas, torch.stack(self.states), torch.stack(self.velocities), kept(self.predicted))
 
 
-def run_teacher(model: Model, sigmas: list[float], rows: slice = slice(None), progress: Any = None) -> Trajectories:
+def run_teacher(
+    model: Model, sigmas: list[float], rows: slice = slice(None), progress: Callable[[], object] | None = None
+) -> Trajectories:
     """Fine solutions of some of a model's trajectories."""
     teacher = Teacher(sigmas, progress)
     model.march(sigmas, teacher, rows=rows)
