@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 EMBEDDED = ("embedded:emoji", "embedded:pictograms", "embedded:digits")
 
 
+Captions = Literal["auto", "metadata", "files", "names", "folders"]
+
+
 class StrictModel(BaseModel):
     """Rejects unknown keys."""
 
@@ -30,7 +33,7 @@ class DatasetConfig(StrictModel):
         "`datasets`), `disk` (`save_to_disk`), a parquet file or a hub id; a root beside any other name is the folder",
     )
     root: str | None = Field(default=None, description="folder of pictures, of an `imagefolder` or of a `disk` dataset")
-    captions: Literal["auto", "metadata", "files", "names", "folders"] = Field(
+    captions: Captions = Field(
         default="auto",
         description="of a folder: `metadata.jsonl` or `.csv`, `.txt` files beside the pictures, names of files or of "
         "subfolders; auto takes the first two, in this order",

@@ -206,6 +206,13 @@ class TrainingConfig(StrictModel):
             return bool(self.lora.text_encoder_modules)
         return not self.cache_text_embeddings if self.train_text_encoder is None else self.train_text_encoder
 
+    @property
+    def steps(self) -> int:
+        """``max_steps``, which a recipe with ``epochs`` has once :func:`complete_recipe` has counted its data."""
+        if self.max_steps is None:
+            raise ValueError("max_steps is not known before the data are counted")
+        return self.max_steps
+
     @model_validator(mode="after")
     def _batches_fit(self):
         if (loaded := self.dataset.batch_size) is not None:

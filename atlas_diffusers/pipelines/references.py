@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -104,11 +104,11 @@ def _of_pictures(pipeline: "AtlasPipelineBase", given: Any, height: int, width: 
             f"with a column image; got {found}"
         )
     grey = pipeline.vae is None and pipeline.unet.config.in_channels == 1
-    pictures = []
-    for index, image in enumerate(given if listed else given["image"]):
+    pictures, data_set = [], cast(Any, given)
+    for index, image in enumerate(given if listed else data_set["image"]):
         image = on_white(image) if isinstance(image, Image.Image) else decode(image, index)
         pictures.append(image.convert("L" if grey else "RGB"))
-    captions = list(given["text"]) if columns and "text" in columns and any(given["text"]) else None
+    captions = list(data_set["text"]) if columns and "text" in columns and any(data_set["text"]) else None
     return References(pipeline.image_processor.preprocess(pictures, height, width), captions=captions)
 
 

@@ -84,6 +84,19 @@ class _History:
         return 0.0, adams_bashforth(self.angles[-order:], target)
 
 
+def _table_of(calibration: Calibration, steps: int, begin: int, even: TimeGrid) -> StepTable | None:
+    """A table, with a warning where it is for another shift of a flow, as another resolution has it."""
+    table, shift = calibration.table(steps, begin), calibration.shift
+    if table is not None and shift is not None and not math.isclose(even.shift, shift, rel_tol=SAME_SHIFT):
+        warnings.warn(
+            f"the steps are calibrated for a flow of shift {shift:.4g} (mu={math.log(shift):.3g}), the call has "
+            f"{even.shift:.4g}, as another resolution or length has; calibrate for it, or switch the tables off by "
+            "calibration=None",
+            stacklevel=6,
+        )
+    return table
+
+
 class AtlasMultistepScheduler(BaseScheduler):
     r"""
     Few-step linear multistep solver in the angle ``θ = arctan(σ/(cα))``, the radius ``r = √(σ² + c²α²)`` and the velocity
@@ -267,26 +280,15 @@ class AtlasMultistepScheduler(BaseScheduler):
         steps = self.process.open_steps(request, whatever=c.use_angle_nodes is True)
         if steps is None or c.use_angle_nodes is False:
             return even
-        if self.calibrated_steps and request.timesteps is None and self._from_noise(request, even):
-            table = self._table_of(steps, 0, even)
+        calibration = self._calibration if self.calibrated_steps else None
+        if calibration is not None and request.timesteps is None and self._from_noise(request, even):
+            table = _table_of(calibration, steps, 0, even)
             if table is not None:
                 return _Nodes(**vars(self.nodes(table.sigmas)), even=even, table=table)
             warnings.warn(f"{steps} steps are not calibrated, only {self.calibrated_steps}; plain nodes are used", stacklevel=5)
         if c.angle_power is None or grid_option(c):
             return even
         return self._nodes_from(0, even, clock=1.0 if request.timesteps is None else even.shift)
-
-    def _table_of(self, steps: int, begin: int, even: TimeGrid) -> StepTable | None:
-        """A table, with a warning where it is for another shift of a flow, as another resolution has it."""
-        table, shift = self._calibration.table(steps, begin), self._calibration.shift
-        if table is not None and shift is not None and not math.isclose(even.shift, shift, rel_tol=SAME_SHIFT):
-            warnings.warn(
-                f"the steps are calibrated for a flow of shift {shift:.4g} (mu={math.log(shift):.3g}), the call has "
-                f"{even.shift:.4g}, as another resolution or length has; calibrate for it, or switch the tables off by "
-                "calibration=None",
-                stacklevel=6,
-            )
-        return table
 
     def _from_noise(self, request: Request, even: TimeGrid) -> bool:
         """Whether a trajectory starts where tables do."""
@@ -321,7 +323,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         super().set_begin_index(begin_index)
         grid, table = self._grid, None
         if begin_index and self._calibration is not None:
-            table = self._table_of(len(grid.source), begin_index, getattr(grid, "even", grid))
+            table = _table_of(self._calibration, len(grid.source), begin_index, getattr(grid, "even", grid))
         if begin_index and (table is not None or isinstance(grid, _Nodes)):
             self._lay_from(begin_index, getattr(grid, "even", grid), table)
 

@@ -45,7 +45,7 @@ class BridgeMatching(Objective):
 
     @property
     def _horizon(self) -> int:
-        return self.scheduler.config.num_train_timesteps
+        return self.scheduler.config["num_train_timesteps"]
 
     def _times(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """s, half a step from either end, where the velocity of a Brownian bridge is infinite."""
@@ -91,8 +91,8 @@ class BridgeFitting(BridgeMatching):
         source = self._source(batch, own, halvings)
         if number == 0:
             source, data = self._paired(source, data, generator)
-        networks = [self._displacement(name, conditions) for name in ("unet", "backward_unet")]
-        fitting = MarkovianFitting(*networks, c.bridge_sigma, c.bridge_passes, c.bridge_steps)
+        forward, backward = (self._displacement(name, conditions) for name in ("unet", "backward_unet"))
+        fitting = MarkovianFitting(forward, backward, c.bridge_sigma, c.bridge_passes, c.bridge_steps)
         left = self._times(len(data), generator).to(data)
         return fitting.loss(number, source, data, left, lambda x: randn_tensor(x.shape, own, x.device, x.dtype))
 

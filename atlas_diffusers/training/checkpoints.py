@@ -45,8 +45,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], s
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first; folders of other names, such as ``checkpoint-best``, are left alone."""
-    found = {path: re.fullmatch(rf"{PREFIX}(\d+)", path.name) for path in folder.glob(f"{PREFIX}*")}
-    return sorted((path for path, match in found.items() if match), key=lambda path: int(found[path][1]))
+    found = ((path, re.fullmatch(rf"{PREFIX}(\d+)", path.name)) for path in folder.glob(f"{PREFIX}*"))
+    return [path for _, path in sorted((int(match[1]), path) for path, match in found if match)]
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

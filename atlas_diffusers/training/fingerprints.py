@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .data import BridgePairs, PictureDataset
+from .data import Annotated, BridgePairs, PictureDataset
 
 # contents that are read at most, of pictures evenly spaced over the data
 MOST_PICTURES, MOST_BYTES = 16_384, 2**30
@@ -28,7 +28,7 @@ def fingerprint(*texts: str, networks: tuple[torch.nn.Module, ...] = (), frozen_
     return digest.hexdigest()[:16]
 
 
-def data_fingerprint(pictures: PictureDataset | BridgePairs) -> str:
+def data_fingerprint(pictures: PictureDataset | Annotated) -> str:
     """
     Of captions, labels and names and sizes of every picture, and of the bytes of all pictures, or, where they are more than
     16,384 or than 1 GiB, of as many evenly spaced ones. Of a stream only its name.
@@ -38,6 +38,8 @@ def data_fingerprint(pictures: PictureDataset | BridgePairs) -> str:
     """
     if isinstance(pictures, BridgePairs):
         return fingerprint(data_fingerprint(pictures.pictures), data_fingerprint(pictures.source), str(pictures.partners))
+    if isinstance(pictures, Annotated):
+        return data_fingerprint(pictures.pictures)
     c, data = pictures.config, pictures.data
     if c.streaming:
         return fingerprint(c.name, str(c.root), c.split)

@@ -25,9 +25,7 @@ def shifted(u: torch.Tensor, shift: float) -> torch.Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def stratified_timesteps(
-    batch: int, num_train_timesteps: int, generator: torch.Generator, shift: float = 1.0
-) -> torch.Tensor:
+def stratified_timesteps(batch: int, num_train_timesteps: int, generator: torch.Generator, shift: float = 1.0) -> torch.Tensor:
     """``⌊T·t_i⌋`` of :func:`stratified_uniform` times that are :func:`shifted`: ``(batch,)`` int64 in ``[0, T)``."""
     t = shifted(stratified_uniform(batch, generator), shift)
     return (t * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
@@ -102,21 +100,22 @@ def edm_weights(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor, 
 WEIGHTINGS = {"min_snr": min_snr_weights, "p2": p2_weights, "edm": edm_weights}
 
 
-def loss_weighting(name: str, **options: float) -> Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]:
+def loss_weighting(name: float | str, **options: float | str) -> Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]:
     """
     The weights called ``name`` in ``WEIGHTINGS``, as a function of ``(prediction_type, alpha, sigma)``.
 
     Raises:
         ValueError: for an unknown name or option, and options that are no positive numbers.
     """
-    if name not in WEIGHTINGS:
+    weights = WEIGHTINGS.get(str(name))
+    if weights is None:
         raise ValueError(f"loss_weighting.name={name!r} is unknown; allowed are {list(WEIGHTINGS)}")
-    known = list(inspect.signature(WEIGHTINGS[name]).parameters)[3:]
+    known = list(inspect.signature(weights).parameters)[3:]
     if unknown := [unknown_key(f"loss_weighting.{key}", known) for key in options if key not in known]:
         raise ValueError(f"{'; '.join(unknown)} ({name} has {', '.join(known)})")
     if wrong := {key: value for key, value in options.items() if isinstance(value, str) or not value > 0}:
         raise ValueError(f"loss_weighting: {wrong}; expected positive numbers")
-    return partial(WEIGHTINGS[name], **options)
+    return partial(weights, **options)
 
 
 def _snr(alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -130,9 +129,7 @@ def _noise_weight(prediction_type: str, alpha: torch.Tensor, sigma: torch.Tensor
     return (alpha / sigma * data_coefficients(prediction_type, alpha, sigma)[1]) ** 2
 
 
-def offset_noise(
-    noise: torch.Tensor, strength: float, generator: torch.Generator | list[torch.Generator]
-) -> torch.Tensor:
+def offset_noise(noise: torch.Tensor, strength: float, generator: torch.Generator | list[torch.Generator]) -> torch.Tensor:
     """
     ``ε + s·η`` with η ~ N(0, 1) one number a sample and channel, so that a network learns to change the mean of a picture
     (Guttenberg 2023, "Diffusion with offset noise").

@@ -1,13 +1,15 @@
 """How much memory a training step needs, found without running it."""
 
 import weakref
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from transformers import CLIPTextModel
 
 from ..config import TrainingConfig
+from ..models.network import AtlasNetwork
 from .networks import new_network
 from .parts import Networks, pixels_of_latent
 
@@ -71,14 +73,16 @@ def estimate_memory(config: TrainingConfig) -> TrainingMemory:
 def memory_of(config: TrainingConfig, parts: Networks) -> TrainingMemory:
     """The same for networks that are there, of which all weights train, with captions where there is a text encoder."""
     with torch.device("meta"):
-        unet = type(parts.unet).from_config(parts.unet.config)
+        unet = cast(AtlasNetwork, type(parts.unet).from_config(parts.unet.config))
         text_encoder = None if parts.text_encoder is None else type(parts.text_encoder)(parts.text_encoder.config)
         if text_encoder is not None:
             text_encoder.requires_grad_(config.trains_text_encoder)
         return _step_memory(config, unet, text_encoder, pixels_of_latent(parts.vae))
 
 
-def _step_memory(config: TrainingConfig, unet: torch.nn.Module, text_encoder: Any = None, factor: int = 1) -> TrainingMemory:
+def _step_memory(
+    config: TrainingConfig, unet: AtlasNetwork, text_encoder: CLIPTextModel | None = None, factor: int = 1
+) -> TrainingMemory:
     """On the meta device; ``factor`` pixels are a latent."""
     unet.train()
     if config.gradient_checkpointing:

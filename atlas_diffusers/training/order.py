@@ -29,7 +29,7 @@ class StepSampler(Sampler):
         self.rank, self.share = rank, batch_size // world
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, current = None, -1
+        order, current = [], -1
         for number in count(self.start):
             first, batch = number * self.batch_size + self.rank * self.share, []
             for place in range(first, first + self.share):

@@ -10,7 +10,7 @@ import atlas_diffusers
 
 from ..config import DatasetConfig, TrainingConfig
 from ..pictures.sheets import labelled_grid, to_pictures
-from .data import BridgePairs, PictureDataset
+from .data import Annotated, BridgePairs, PictureDataset
 from .evaluation import Evaluator, call_inputs
 from .families import StockCall
 from .lora import write_adapters
@@ -94,7 +94,7 @@ def save_result(config: TrainingConfig, parts: Networks, networks: dict[str, tor
     (folder / "recipe.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def save_grid(config: TrainingConfig, pipeline: Any, dataset: PictureDataset | BridgePairs, file: Path) -> None:
+def save_grid(config: TrainingConfig, pipeline: Any, dataset: PictureDataset | Annotated, file: Path) -> None:
     """Pictures for ``sample_prompts``, or of a bridge from the first pictures of its source, always of the same noise."""
     bridging = isinstance(dataset, BridgePairs)
     items = [dataset[index, 0] for index in range(min(GRID, len(dataset)))] if bridging else []

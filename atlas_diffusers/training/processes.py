@@ -26,7 +26,7 @@ def join_processes(config: TrainingConfig, cpu: bool = False) -> Accelerator:
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=config.mixed_precision,
-        log_with=config.trackers or None,
+        log_with=[*config.trackers] or None,
         project_dir=config.output_dir,
         dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
         # the others wait while the main process fills a cache or evaluates

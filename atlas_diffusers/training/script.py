@@ -11,7 +11,7 @@ from ..config import TrainingConfig, apply_overrides, read_recipe, validate
 UNCACHED = {"cache_latents": False, "cache_text_embeddings": False, "class_images": None}
 
 
-def main(description: str = __doc__, defaults: dict | None = None) -> int:
+def main(description: str | None = __doc__, defaults: dict | None = None) -> int:
     """
     Read a recipe and its overrides, and train; ``defaults`` hold where they say nothing.
 

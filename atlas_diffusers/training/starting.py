@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from ..config import DatasetConfig, TrainingConfig
+from ..config.dataset import Captions
 from ..image_files import decode
 from .data import PictureDataset
 from .deriving import derive_model
@@ -49,7 +50,7 @@ guidance_scale: {guidance}
 """
 
 
-def write_recipe(folder: str, file: Path, captions: str = "auto", resolution: int | None = None) -> str:
+def write_recipe(folder: str, file: Path, captions: Captions = "auto", resolution: int | None = None) -> str:
     """
     Look at a folder and write a recipe that trains on it.
 

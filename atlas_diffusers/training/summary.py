@@ -80,10 +80,10 @@ def _buckets(pictures: Any) -> str | None:
 
 def _steps(config: TrainingConfig, pictures: Any, processes: int) -> str:
     batch = config.batch_size * processes
-    text = f"{config.max_steps:,} of {batch} pictures" + (f" on {processes} processes" if processes > 1 else "")
+    text = f"{config.steps:,} of {batch} pictures" + (f" on {processes} processes" if processes > 1 else "")
     if config.dataset.streaming:
         return text
-    return f"{text}, {config.max_steps * batch / len(pictures):.3g} passes over the data"
+    return f"{text}, {config.steps * batch / len(pictures):.3g} passes over the data"
 
 
 def _memory(config: TrainingConfig, parts: Networks) -> str | None:
