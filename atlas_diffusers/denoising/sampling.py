@@ -92,13 +92,16 @@ def sample(
                 bar.update()
             last = state.stopped or index == len(steps) - 1
             if last or state.sample.device.type == "cpu":
-                _stop_where_unhealthy(healthy)
+                _stop_where_unhealthy(healthy, index)
+                healthy.clear()
             if last:
                 break
     return state.sample
 
 
-def _stop_where_unhealthy(healthy: list[torch.Tensor]) -> None:
-    flags = torch.stack(healthy).tolist()
-    if not all(flags):
-        raise ValueError(f"the network returned NaN or infinity at step {flags.index(False) + 1} of sampling")
+def _stop_where_unhealthy(flags: list[torch.Tensor], index: int) -> None:
+    """``ValueError`` unless all flags hold, the last of which is that of step ``index``."""
+    values = torch.stack(flags).tolist()
+    if not all(values):
+        step = index + 1 - len(values) + values.index(False)
+        raise ValueError(f"the network returned NaN or infinity at step {step + 1} of sampling")
