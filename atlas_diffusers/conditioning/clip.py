@@ -1,7 +1,7 @@
 """CLIP tokenizers and text encoders, made from a list of captions without any download."""
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import cast
 
 import torch
@@ -45,19 +45,29 @@ def _words(symbols: list[str]) -> list[tuple[str, ...]]:
     return [tuple(symbols[start:end]) for start, end in zip([0, *ends], ends)]
 
 
-def _learn_merges(words: Counter[tuple[str, ...]], limit: int) -> list[tuple[str, str]]:
-    """The ``limit`` most frequent pairs, each counted after the merges before it."""
+def _learn_merges(words: Counter, limit: int) -> list[tuple[str, str]]:
+    """The ``limit`` most frequent pairs, each counted after the merges before it; only words with the pair are counted anew."""
     merges: list[tuple[str, str]] = []
-    while len(merges) < limit:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, count in words.items():
-            for pair in zip(word, word[1:]):
-                pairs[pair] += count
-        if not pairs:
-            break
+    pairs: Counter = Counter()
+    places: dict[tuple[str, str], set[int]] = defaultdict(set)
+    spelled, counts = list(words), list(words.values())
+
+    def count(place: int, sign: int) -> None:
+        for pair in zip(spelled[place], spelled[place][1:]):
+            pairs[pair] += sign * counts[place]
+            places[pair].add(place)
+            if not pairs[pair]:
+                del pairs[pair]
+
+    for place in range(len(spelled)):
+        count(place, 1)
+    while len(merges) < limit and pairs:
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        words = Counter({_merge(word, best): count for word, count in words.items()})
+        for place in sorted(places.pop(best)):
+            count(place, -1)
+            spelled[place] = _merge(spelled[place], best)
+            count(place, 1)
     return merges
 
 
