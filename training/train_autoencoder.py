@@ -72,6 +72,8 @@ def train(args: argparse.Namespace) -> None:
     for part in (vae.project, vae.encoder):
         part.requires_grad_(not args.freeze_encoder)
     print(f"start: held-out PSNR {psnr(vae, held_out):.2f} dB", flush=True)
+    if not args.steps:
+        return
     generator = torch.Generator().manual_seed(args.seed)
     optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], lr=args.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.steps, pct_start=0.05)
@@ -99,7 +101,7 @@ def main() -> int:
     parser.add_argument("--start", type=Path, help="autoencoder to go on from")
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder only")
     parser.add_argument("--channels", type=int, default=16, help="of the latents (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=5000, help="0 only measures (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--latent-noise", type=float, default=0.1, help="of unit deviation (default: %(default)s)")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..pretrained.pictogram_data import STYLES
 from .output import check_output, text, usable_device
 from .pipelines import load_adapters, load_pipeline
 
@@ -44,6 +45,7 @@ def add_generate_command(commands: argparse._SubParsersAction) -> None:
     add("-n", "--count", type=int, help="pictures a prompt (default: 1)")
     add("--steps", type=int, help="sampling steps (default: the pipeline's)")
     add("--guidance", type=float, help="guidance scale, 1 is off (default: the pipeline's)")
+    add("--style", help=f"added to the prompts of a pipeline trained on the pictograms: {', '.join(STYLES)}")
     add("--negative", type=text, help="negative prompt")
     add("--seed", type=int, help="picture i of the run uses seed + i (default: 0)")
     add("--scheduler", help="as `atlas-diffusers schedulers list` has them, or a class of Diffusers (default: the pipeline's)")
@@ -68,6 +70,8 @@ def run_generate(args: argparse.Namespace) -> None:
     from ..pictures.metadata import save_picture
 
     pipeline = prepared(settings, device)
+    if args.style is not None and not names_styles(pipeline):
+        raise ValueError(f"--style: {settings['model']} was not trained on the pictograms, whose captions name styles")
     images = enlarged(pictures(pipeline, settings), settings)
     prompts = [prompt for prompt in settings["prompts"] for _ in range(settings["count"])]
     if as_files:
@@ -106,6 +110,10 @@ def chosen_settings(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("count", 1), ("steps", 1), ("scale", 1), ("height", 1), ("width", 1)):
         if settings[name] is not None and settings[name] < least:
             raise ValueError(f"--{name} {settings[name]}; expected at least {least}")
+    if args.style is not None:
+        if args.style not in STYLES:
+            raise ValueError(f"--style {args.style!r} is unknown; allowed are {', '.join(STYLES)}")
+        settings["prompts"] = [f"{prompt}, {args.style} style" for prompt in settings["prompts"]]
     if settings["strength"] is not None and settings["image"] is None:
         raise ValueError("--strength needs --image, the picture to start from")
     if settings["resampling"] != "nearest" and settings["scale"] == 1:
@@ -129,6 +137,11 @@ def prepared(settings: dict[str, Any], device: str) -> Any:
     settings["sampler"] = type(pipeline.scheduler).__name__
     settings["steps"] = settings["steps"] or default_steps(pipeline)
     return pipeline
+
+
+def names_styles(pipeline: Any) -> bool:
+    """Whether a pipeline's captions named the styles of pictograms: frequent words are tokens of their own."""
+    return pipeline.tokenizer is not None and "twemoji</w>" in pipeline.tokenizer.get_vocab()
 
 
 def default_steps(pipeline: Any) -> int:

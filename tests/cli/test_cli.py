@@ -15,6 +15,7 @@ from stock_pipelines import build_stock_pipeline, swap
 
 import atlas_diffusers
 from atlas_diffusers.cli import main
+from atlas_diffusers.conditioning import build_text_encoder, build_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,21 @@ def test_a_negative_prompt_is_the_pipelines(folder, tmp_path):
     assert not np.array_equal(found, without)
 
 
+def test_a_style_is_a_part_of_the_prompt(tmp_path):
+    tokenizer = build_tokenizer(["red heart, twemoji style", "red heart, flat style"], 600, 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text_encoder = build_text_encoder(tokenizer, hidden_size=16, num_layers=1, num_heads=2)
+    build_tiny_pipeline(tokenizer=tokenizer, text_encoder=text_encoder).save_pretrained(tmp_path / "styled")
+    arguments = ["--model", str(tmp_path / "styled"), "--steps", "2", "--seed", "5"]
+    assert main(["generate", "red heart", "--style", "flat", "-o", str(tmp_path / "a.png"), *arguments]) == 0
+    assert main(["generate", "red heart, flat style", "-o", str(tmp_path / "b.png"), *arguments]) == 0
+    assert main(["generate", "red heart", "-o", str(tmp_path / "c.png"), *arguments]) == 0
+    styled, written, plain = (np.array(Image.open(tmp_path / f"{name}.png")) for name in "abc")
+    np.testing.assert_array_equal(styled, written)
+    assert not np.array_equal(styled, plain)
+
+
 @pytest.mark.parametrize("name", [name for name in dir(diffusers) if name.endswith("Scheduler")])
 def test_every_scheduler_of_diffusers_samples_or_says_why_not(name, folder, tmp_path, capsys):
     output = ["-o", str(tmp_path / "a.png")]
@@ -78,6 +94,8 @@ BAD = [
     (["--model", "no-such"], "no pipeline 'no-such'"),
     (["--steps", "0"], "--steps 0"),
     (["--count", "0"], "--count 0"),
+    (["--style", "manga"], "--style 'manga' is unknown; allowed are noto, noto-v1, fluent, flat, twemoji, fxemoji"),
+    (["--style", "flat"], "was not trained on the pictograms"),
     (["--scheduler", "bogus"], "scheduler 'bogus' is unknown; allowed are ['cosinenoise', 'ddim', 'ddpm'"),
     (["--device", "banana"], "--device banana: "),
     (["--device", "cuda:77"], "--device cuda:77: "),
