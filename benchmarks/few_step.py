@@ -45,6 +45,7 @@ HEADER = (
     "problem | process | calls | best peer | which | 2M / UniPC | ours | calibrated | "
     "ours / best | calibrated / best | ours / (2M, UniPC) | s"
 )
+TITLES = ("ours / best peer", "calibrated / best peer", "ours / (2M, UniPC)")
 
 
 # ---- ours ---------------------------------------------------------------------------------------------------------------
@@ -148,12 +149,15 @@ class PeersFile:
         return self.cells[key]
 
 
-def row(problem: Problem, calls: int, peers: dict, defaults: tuple, ours: list[float], seconds: float) -> list[float]:
-    """Prints the line of a cell and returns its ratios."""
+def row(problem: Problem, calls: int, peers: dict, defaults: tuple, ours: dict[str, float], seconds: float) -> dict[str, float]:
+    """Prints the line of a cell and returns its ratios by title."""
     best = min(peers, key=peers.get)
     ordinary = min(peers[label] for label in defaults if label in peers)
-    ratios = [own / peers[best] for own in ours] + [own / ordinary for own in ours[:1]]
-    numbers = [f"{value:.4f}" for value in ours] + [f"{value:.3f}" for value in ratios] or ["", "", "", "", ""]
+    ratios = {f"{name} / best peer": own / peers[best] for name, own in ours.items()}
+    if "ours" in ours:
+        ratios["ours / (2M, UniPC)"] = ours["ours"] / ordinary
+    numbers = [f"{ours[name]:.4f}" if name in ours else "" for name in ("ours", "calibrated")]
+    numbers += [f"{ratios[title]:.3f}" if title in ratios else "" for title in TITLES]
     cells = [problem.name, problem.variant, str(calls), f"{peers[best]:.4f}", best, f"{ordinary:.4f}", *numbers]
     print(f"| {' | '.join(cells)} | {seconds:.0f} |", flush=True)
     return ratios
@@ -163,20 +167,21 @@ def geometric_mean(ratios) -> float:
     return math.exp(statistics.fmean(map(math.log, ratios)))
 
 
-def summarise(rows: dict[tuple[str, int], list[list[float]]]) -> None:
+def summarise(rows: dict[tuple[str, int], list[dict[str, float]]]) -> None:
     """Geometric means over processes for each problem and number of calls, and over everything."""
-    titles = ("ours / best peer", "calibrated / best peer", "ours / (2M, UniPC)")
     for (name, calls), ratios in rows.items():
-        means = (f"{title} {geometric_mean(column):.3f}" for title, column in zip(titles, zip(*ratios)))
+        means = (f"{title} {geometric_mean(row[title] for row in ratios):.3f}" for title in ratios[0])
         print(f"{name}, {calls} calls: {', '.join(means)}")
-    for title, ratios in zip(titles, zip(*(row for group in rows.values() for row in group))):
-        print(f"{title:24s} geometric mean {geometric_mean(ratios):.3f}   greatest {max(ratios):.3f}   of {len(ratios)} cells")
+    cells = [row for group in rows.values() for row in group]
+    for title in cells[0]:
+        found = [row[title] for row in cells]
+        print(f"{title:24s} geometric mean {geometric_mean(found):.3f}   greatest {max(found):.3f}   of {len(found)} cells")
 
 
 def run(arguments) -> None:
     kept, rows, notes, counts, left, spread, learned = PeersFile(arguments.peers), {}, [], [], {}, [], []
     make_problem, variants, make_peers, defaults = PROCESSES[arguments.process]
-    all_peers = make_peers()
+    all_peers = [peer for peer in make_peers() if not arguments.quick or peer.label in defaults]
     print(f"| {HEADER} |\n{'|---' * (HEADER.count('|') + 1)}|")
     for name, variant in itertools.product(arguments.problems, arguments.variants or variants):
         problem = make_problem(name, variant, arguments.cache)
@@ -184,7 +189,7 @@ def run(arguments) -> None:
         noise = problem.noise(count)
         truth = reference(problem, noise, arguments.reference_steps, arguments.cache)
         ours = []
-        if not arguments.peers_only:
+        if not (arguments.peers_only or arguments.plain):
             found = [calibrated_scheduler(problem, seed, arguments) for seed in arguments.seeds]
             ours, notes = [scheduler for scheduler, _ in found], [*notes, *(note for _, note in found)]
         teacher = teacher_of(problem, arguments) if arguments.learned else None
@@ -192,15 +197,18 @@ def run(arguments) -> None:
             start = perf_counter()
             key = f"{name}, {variant}, {calls} calls, {count} samples, {arguments.reference_steps} steps"
             found = kept.cell(key, lambda: compare_peers(all_peers, problem, noise, truth, calls))  # noqa: B023
-            errors = [our_error(scheduler, problem, noise, truth, calls) for scheduler in ours]
+            errors = {}
+            if not arguments.peers_only:
+                errors["ours"] = our_error(uncalibrated_scheduler(problem), problem, noise, truth, calls)
             if ours:
-                spread.append(max(errors) / geometric_mean(errors))
-                errors = [our_error(uncalibrated_scheduler(problem), problem, noise, truth, calls), geometric_mean(errors)]
+                of_seeds = [our_error(scheduler, problem, noise, truth, calls) for scheduler in ours]
+                errors["calibrated"] = geometric_mean(of_seeds)
+                spread.append(max(of_seeds) / errors["calibrated"])
             ratios = row(problem, calls, found["errors"], defaults, errors, perf_counter() - start)
             rows.setdefault((name, calls), []).append(ratios)
             if teacher is not None:
                 trained = learned_errors(problem, teacher, noise, truth, calls, arguments)
-                ratio = errors[1] / min(trained.values())
+                ratio = errors["calibrated"] / min(trained.values())
                 learned.append(ratio)
                 notes.append(f"{name}, {variant}, {calls} calls, learned: {trained}, calibrated / best of them {ratio:.3f}")
             counts.append(len(found["errors"]))
@@ -231,6 +239,8 @@ def main() -> None:
     )
     parser.add_argument("--reference-steps", type=int, default=500)
     parser.add_argument("--peers-only", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="no peers but DPM-Solver++(2M) and UniPC with their defaults")
+    parser.add_argument("--plain", action="store_true", help="ours as it is constructed, without calibration")
     parser.add_argument("--peers", type=Path, metavar="FILE", help="JSON that peers' errors are kept in and taken from")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps fitted mixtures and references")
     arguments = parser.parse_args()

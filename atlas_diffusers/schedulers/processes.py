@@ -30,7 +30,6 @@ FLOW_DEFAULTS = {
     "set_alpha_to_one": True,
     "skip_prk_steps": True,
     "clip_sample": False,
-    "angle_scale": 3.0,
 }
 ONLY_WITH_BETAS = (*BETA_OPTIONS, "rescale_betas_zero_snr", "variance_type", "interpolation_type", "timestep_type")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.utils import logging
 
 from ..schedules import NoiseLevel, data_coefficients
 from ..schedules.time_grid import Request, TimeGrid, as_tensor, grid_option
@@ -20,8 +21,10 @@ from .network_step import network_step
 from .options import SchedulerOptions, Unpack, takes_options
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
+logger = logging.get_logger(__name__)
 SMALLEST_STEP = 1e-9  # in radians
 NOISE_ALONE = 1e6  # σ̂
+SCALE = 3.0
 SAME_GUIDANCE, SAME_SHIFT = 0.25, 0.05  # relative differences that tables bear
 
 
@@ -113,8 +116,9 @@ class AtlasMultistepScheduler(BaseScheduler):
     Args:
         multistep_order: 1 to 4.
         angle_scale: c, the noise level at which θ is π/4. Pictures, whose largest principal components are far above 1, want
-            it larger than data of a few dimensions. On a flow, where 3 is the default, the cube root of a shift above 1
-            multiplies it.
+            it larger than data of a few dimensions. By default ``3 √σ̂`` of the level halfway through training, where a
+            schedule puts the middle of what there is to decide: 3.8 for Stable Diffusion, 5.6 for linear betas, 3 for cosine
+            ones and flows. On a flow the cube root of a shift above 1 multiplies it.
         angle_power: p of the nodes ``θ_k = θ_max (1 − k/N)^p``; ``None`` places them by ``timestep_spacing``. A sigma grid,
             explicit timesteps and sigmas, and calibrated nodes take precedence.
         use_angle_nodes: lay these nodes between the first sigma of a flow's pipeline and clean data: by default where its
@@ -139,7 +143,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         trained_betas: Sequence[float] | None = None,
         *,
         multistep_order: int = 3,
-        angle_scale: float = 4.0,
+        angle_scale: float | None = None,
         angle_power: float | None = 2.0,
         use_angle_nodes: bool | None = None,
         calibration: dict | None = None,
@@ -161,8 +165,8 @@ class AtlasMultistepScheduler(BaseScheduler):
         c = self.config
         if c.multistep_order not in (1, 2, 3, 4):
             raise ValueError(f"multistep_order={c.multistep_order}; expected 1, 2, 3 or 4")
-        if not 0 < c.angle_scale < math.inf:
-            raise ValueError(f"angle_scale={c.angle_scale}; expected a positive number")
+        if c.angle_scale is not None and not 0 < c.angle_scale < math.inf:
+            raise ValueError(f"angle_scale={c.angle_scale}; expected a positive number or None")
         if c.angle_power is not None and not c.angle_power > 0:
             raise ValueError(f"angle_power={c.angle_power}; expected a positive number or None")
 
@@ -278,6 +282,8 @@ class AtlasMultistepScheduler(BaseScheduler):
     def _build_grid(self, request: Request) -> TimeGrid:
         even, c = super()._build_grid(request), self.config
         steps = self.process.open_steps(request, whatever=c.use_angle_nodes is True)
+        if steps is None and c.use_angle_nodes is None:
+            logger.info("the sigmas or timesteps given are uneven and kept; use_angle_nodes=True lays nodes of its own")
         if steps is None or c.use_angle_nodes is False:
             return even
         calibration = self._calibration if self.calibrated_steps else None
@@ -313,7 +319,8 @@ class AtlasMultistepScheduler(BaseScheduler):
 
     def _scale_of(self, grid: TimeGrid) -> float:
         """c of a grid, which a flow's shift towards noise raises."""
-        return self.config.angle_scale * max(1.0, grid.shift) ** (1 / 3)
+        scale = self.config.angle_scale or SCALE * math.sqrt(self.process.middle.sigma_hat)
+        return scale * max(1.0, grid.shift) ** (1 / 3)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """

@@ -97,6 +97,10 @@ class Flow(NoiseProcess):
     def ends(self) -> tuple[NoiseLevel, NoiseLevel]:
         return self._level(1.0), self._level(self.least)
 
+    @property
+    def middle(self) -> NoiseLevel:
+        return self._level(0.5)
+
     def sigma(self, level: NoiseLevel) -> float:
         return level.alpha if self.inverted else level.sigma
 

@@ -70,6 +70,11 @@ class NoiseProcess(ABC):
     def ends(self) -> tuple[NoiseLevel, NoiseLevel]:
         """The noisiest and the least noisy level of training with a finite ``σ/α``."""
 
+    @property
+    @abstractmethod
+    def middle(self) -> NoiseLevel:
+        """The level halfway through training."""
+
     def sigma(self, level: NoiseLevel) -> float:
         """The number that stands for a level in ``scheduler.sigmas`` and ``set_timesteps(sigmas=...)``."""
         return level.sigma

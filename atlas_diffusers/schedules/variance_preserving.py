@@ -65,6 +65,10 @@ class VariancePreserving(NoiseProcess):
         low, high = self.sigma_hats[[0, -1]].tolist()
         return self.from_sigma_hat(high), self.from_sigma_hat(low)
 
+    @property
+    def middle(self) -> NoiseLevel:
+        return self.level_at(len(self) // 2)
+
     def sigma(self, level: NoiseLevel) -> float:
         return level.sigma_hat
 

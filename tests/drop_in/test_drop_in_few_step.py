@@ -37,7 +37,7 @@ def test_every_pipeline_follows_the_formula_without_a_warning(kind):
     alpha_bar = pipeline.scheduler.alphas_cumprod.double()
     log_sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().log().numpy()
     sigmas = np.array([np.exp(np.interp(t, np.arange(1000), log_sigmas)) for t, *_ in calls] + [0.0])
-    c = pipeline.scheduler.config.angle_scale
+    c = 3 * np.exp(log_sigmas[500] / 2)
     alphas, angles = 1 / np.sqrt(1 + sigmas**2), np.arctan(sigmas / c)
     radii = np.sqrt((alphas * sigmas) ** 2 + (c * alphas) ** 2)
     velocities = []

@@ -230,6 +230,33 @@ def test_image_to_image_has_tables_for_its_strength(kind):
     torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=1e-3)
 
 
+@quiet
+@pytest.mark.parametrize("kind", ["SD3 img2img", "Flux img2img", "SD3 inpaint", "Flux inpaint"])
+def test_a_flow_has_tables_for_its_strength_and_mask(kind):
+    """They begin where the pipeline begins, 0.75 of five steps being four, and go where the calibration went with them."""
+    pipeline, call = build_flow_pipeline(kind), FLOWS[kind].inputs()
+    run = {"num_inference_steps": 5, "output_type": "latent"}
+    pipeline(**call, **run, generator=seeded(0))
+    first = pipeline.scheduler.sigmas[1].item()
+    options = {**SMALL, "teacher_steps": 12, "budget": 9 * 48}
+    found = AtlasMultistepScheduler.calibrate(pipeline, (5,), call=call, generator=seeded(0), **options)
+    assert list(found.config.calibration["tables"]) == ["5 from 1"]
+    table, report = found._calibration.table(5, 1), found.calibration_report.steps[5]
+    assert table.sigmas[0] / (1 + table.sigmas[0]) == pytest.approx(first, rel=1e-4) and table.start == 1
+    assert report.calibrated < 0.5 * report.uncalibrated
+    seeds = torch.randint(2**62, (9,), generator=seeded(0)).tolist()
+    model = PipelineModel(pipeline, AtlasMultistepScheduler.from_config(found.config), call, seeds, 9, 5)
+    expected = follow(model, Trajectories(table.sigmas, *(torch.zeros(9, 1) for _ in range(3))), table).way.ends
+    pipeline.scheduler = found
+    rows = {key: torch.cat([value] * 9) if torch.is_tensor(value) else value for key, value in call.items()}
+    rows |= {key: [call[key]] * 9 for key in ("image", "mask_image") if key in call}
+    ends = pipeline(**rows, **run, generator=[seeded(seed) for seed in seeds])[0]
+    expected, half = expected.view_as(ends), ends.shape[-2] // 2
+    if "mask_image" in call:  # after the last step, the pipeline puts back the half that the mask keeps
+        ends, expected = ends[..., half:, :], expected[..., half:, :]
+    torch.testing.assert_close(ends, expected, rtol=0, atol=1e-3)
+
+
 class Fixed(diffusers.DiffusionPipeline):
     """Calls its network without asking anybody for noise."""
 

@@ -45,7 +45,7 @@ def build(sampler, prediction_type, spacing, grid, zero_snr, thresholding, T):
     if thresholding:
         options |= {"thresholding": True, "dynamic_thresholding_ratio": 0.5, "sample_max_value": 10.0}
     if sampler == "Multistep":
-        options |= {"angle_power": None, "angle_scale": 1.0}  # at the default 4, errors change sign at some step counts
+        options |= {"angle_power": None, "angle_scale": 1.0}  # at the default, errors change sign at some step counts
     return getattr(atlas_diffusers, f"Atlas{sampler}Scheduler")(**options)
 
 

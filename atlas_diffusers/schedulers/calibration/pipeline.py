@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ...schedules.time_grid import TimeGrid
 from ..scheduling_atlas_multistep import AtlasMultistepScheduler, radius
@@ -227,9 +228,10 @@ def _exact(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _of_rows(name: str, value: Any, rows: Sequence[int]):
-    """What an argument says about some trajectories: lists are taken in turn, a text is that of all."""
+    """What an argument says about some trajectories: lists are taken in turn, one text or picture is that of all."""
     name = name.rstrip("_234")
-    if isinstance(value, str) and name in ("prompt", "negative_prompt"):
+    one_text = isinstance(value, str) and name in ("prompt", "negative_prompt")
+    if one_text or (isinstance(value, Image.Image) and name in PER_SAMPLE):
         return [value] * len(rows)
     per_sample = name in PER_SAMPLE or "embeds" in name or "attention_mask" in name
     if not per_sample or not isinstance(value, (list, torch.Tensor)):
