@@ -37,7 +37,7 @@ def export(run: Path, folder: Path) -> dict:
     texts = pictures.captions() if config.init_from is None and config.text_encoder is not None else []
     parts = build_networks(complete_recipe(config, pictures, texts), texts)
     tensors, state = load_checkpoint(checkpoint)
-    networks = {name: part for name in ("unet", "text_encoder") if (part := getattr(parts, name)) is not None}
+    networks = parts.modules
     for name, network in networks.items():
         prefix = f"average.{name}."
         trained = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -7,6 +7,7 @@
 import argparse
 import json
 import random
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,10 +19,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from ..pretrained import pretrained_path
 from ..pretrained.pictogram_data import STYLES, load_pictograms, with_article
 from .features import efficientnet_features
 from .kid import kid
 from .manifold import manifold_overlap
+from .pictogram_card import card
 
 WORDINGS = ("{n}", "a {n}", "a {o}", "a picture of a {n}", "{n} emoji")  # n: a name, o: another name of the same thing
 BATCH = 64
@@ -203,13 +206,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="sampling steps (default: the pipeline's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
+    parser.add_argument("--card", type=Path, help="also write the figures as a model card, such as FOLDER/README.md")
     parser.add_argument("--features", type=Path, help="file that keeps the features of the real pictures")
     args = parser.parse_args()
     try:
         pipeline = AtlasPipeline.from_pretrained(args.pipeline)
         pipeline.set_progress_bar_config(disable=True)
         draw = drawing_by(pipeline, num_inference_steps=args.steps, guidance_scale=args.guidance)
-        print(json.dumps(measure(draw, PictogramBank(args.features), args.prompts, args.seed), indent=1))
+        figures = measure(draw, PictogramBank(args.features), args.prompts, args.seed)
+        print(json.dumps(figures, indent=1))
+        if args.card is not None:
+            folder = pretrained_path(args.pipeline) or Path(args.pipeline)
+            command = f"python -m atlas_diffusers.metrics.pictograms {shlex.join(sys.argv[1:])}"
+            args.card.write_text(card(folder, figures, command.strip()), encoding="utf-8")
     except (ValueError, OSError, ImportError) as error:
         print(f"pictograms: {error}", file=sys.stderr)
         return 2

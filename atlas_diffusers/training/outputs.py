@@ -87,7 +87,7 @@ def save_result(config: TrainingConfig, parts: Networks, networks: dict[str, tor
         write_adapters(folder, parts, networks, dtype)
     else:
         copies = {name: copy.deepcopy(network) for name, network in networks.items()}
-        for name in (parts.family.network, "backward_unet"):
+        for name in (parts.family.network, "backward_unet", "text_encoder"):
             if name in copies and copies[name].dtype != dtype:
                 copies[name].to(dtype)
         build_pipeline(config, parts, copies).save_pretrained(folder)

@@ -1,10 +1,15 @@
 """Recognition of things and styles, on painters whose answers are known."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from conftest import build_tiny_pipeline
 from safetensors.torch import save_file
 
+from atlas_diffusers.config import TrainingConfig
+from atlas_diffusers.metrics.pictogram_card import card
 from atlas_diffusers.metrics.pictograms import (
     PictogramBank,
     measure_balance,
@@ -112,3 +117,25 @@ def test_a_file_of_other_features_is_refused(tmp_path):
     save_file({"features": torch.zeros(3, 4)}, tmp_path / "features.safetensors")
     with pytest.raises(ValueError, match="features of 3 pictures; the pictograms are 7976"):
         PictogramBank(tmp_path / "features.safetensors")
+
+
+def test_the_card_says_what_there_is_what_was_measured_and_what_was_missed(tmp_path):
+    pipeline = build_tiny_pipeline(default_guidance_scale=2.0)
+    pipeline.save_pretrained(tmp_path)
+    (tmp_path / "recipe.json").write_text(TrainingConfig(max_steps=70, batch_size=64, optimizer="muon").model_dump_json())
+    (tmp_path / "state.json").write_text(json.dumps({"step": 40, "loss": 0.25}))
+    splits = ("train", "held_out_pairs", "held_out_things")
+    rows = {s: {"prompts": 9, "thing": 0.6, "style": 0.9, "copied": 0.0, "nearest_training": 1.5, "nearest_held_out": 2.5}
+            for s in splits}  # fmt: skip
+    styles = {"noto": {"kid": 0.01, "kid_training": 0.002, "coverage": 0.75}}
+    text = card(tmp_path, {**rows, "wordings": {"same": 0.9, "right": 0.3}, "styles": styles, "balance": 0.2}, "the command")
+    weights = sum(p.numel() for p in pipeline.unet.parameters())
+    assert f"| `unet` | `AtlasUNet2DModel` | {weights:,} |" in text and "3 steps at guidance scale 2.0" in text
+    assert "40 steps of 64 pictures, loss 0.2500" in text and "| `optimizer` | muon |" in text and "the command" in text
+    cells = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
+    lines = {name: values for _, name, *values in cells}
+    assert lines["trained pairs: the thing is right"] == ["0.600", "at least 0.85", "missed", ""]
+    assert lines["held-out pairs: the thing is right"] == ["0.600", "at least 0.5", "reached", ""]
+    assert lines["held-out pairs: copies of another thing"] == ["0.000", "at most 0", "reached", ""]
+    assert lines["five wordings draw the right thing"] == ["0.300", "", "", ""]
+    assert lines["held_out_things"] == ["9", "1.500", "2.500", ""] and lines["noto"] == ["0.0100", "0.0020", "0.750", ""]

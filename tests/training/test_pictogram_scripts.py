@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import seeded
+from safetensors.torch import load_file
 from test_trainer import build
 
 from atlas_diffusers import AtlasAutoencoder, AtlasPipeline
@@ -25,7 +26,7 @@ def script(name: str):
 
 
 def test_a_checkpoint_becomes_the_pipeline_of_its_averages(tmp_path):
-    run = build(tmp_path / "run", max_steps=3, checkpoint_interval=2, log_interval=1)
+    run = build(tmp_path / "run", max_steps=3, checkpoint_interval=2, log_interval=1, save_dtype="float16")
     run.train()
     told = script("export_checkpoint").export(tmp_path / "run", tmp_path / "out")
     assert told["step"] == 3 and told["pictures"] == 3 * run.config.batch_size
@@ -36,7 +37,9 @@ def test_a_checkpoint_becomes_the_pipeline_of_its_averages(tmp_path):
     pipeline = AtlasPipeline.from_pretrained(tmp_path / "out")
     for part in ("unet", "text_encoder"):
         for name, weight in getattr(pipeline, part).named_parameters():
-            torch.testing.assert_close(weight, tensors[f"average.{part}.{name}"])
+            assert torch.equal(weight, tensors[f"average.{part}.{name}"].half().float())
+        stored = load_file(next((tmp_path / "out" / part).glob("*.safetensors")))
+        assert all(value.dtype == torch.float16 for value in stored.values() if value.is_floating_point())
 
 
 def test_what_cannot_be_exported(tmp_path, capsys, monkeypatch):
