@@ -1,13 +1,14 @@
 """Few-step samplers, Schrödinger-bridge steps and small text-to-image pipelines for Diffusers."""
 
 import importlib
+from functools import cache
+from typing import Any
 
-from ._registration import CLASSES, register
+from . import _registration
 
 __version__ = "0.1.0"
 
-_LOCATIONS = {
-    **CLASSES,
+_OTHERS = {
     "ModelMixin": "diffusers",
     "SchedulerMixin": "diffusers",
     "DiffusionPipeline": "diffusers",
@@ -16,21 +17,30 @@ _LOCATIONS = {
     "load_pictograms": ".pretrained",
     "register_beta_schedule": ".schedules",
 }
-SCHEDULERS = [name for name, module in CLASSES.items() if module.startswith(".schedulers")]
 
-__all__ = ["SCHEDULERS", *_LOCATIONS]
+SCHEDULERS: list[str]
 
 
-def __getattr__(name: str):
-    if name not in _LOCATIONS:
+@cache
+def _locations() -> dict[str, str]:
+    """Modules of the public names; the table of classes needs torch, so it is read when it is asked for."""
+    return _registration.CLASSES | _OTHERS
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SCHEDULERS":
+        return [name for name, module in _registration.CLASSES.items() if module == ".schedulers"]
+    if name == "__all__":
+        return ["SCHEDULERS", *_locations()]
+    if name.startswith("__") or name not in _locations():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    location = _LOCATIONS[name]
+    location = _locations()[name]
     module = importlib.import_module(location, __name__ if location.startswith(".") else None)
     return getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LOCATIONS})
+    return sorted({*globals(), "SCHEDULERS", *_locations()})
 
 
-register()
+_registration.register()

@@ -129,9 +129,9 @@ def test_classes_are_found_through_diffusers():
 def test_registration_is_idempotent():
     from atlas_diffusers._registration import register
 
-    before = dict(diffusers._objects)
+    before = dict(diffusers._objects), list(sys.meta_path)
     register()
-    assert dict(diffusers._objects) == before
+    assert (dict(diffusers._objects), sys.meta_path) == before
 
 
 def test_import_adds_only_light_modules():
@@ -147,6 +147,29 @@ print(sorted(name for name in ours if not name.startswith("atlas_diffusers.sched
 """
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines == ["[]", "['atlas_diffusers', 'atlas_diffusers._registration']"]
+
+
+def test_import_and_help_need_neither_torch_nor_diffusers():
+    code = """
+import sys
+import atlas_diffusers.cli
+try:
+    atlas_diffusers.cli.main(["generate", "--help"])
+except SystemExit:
+    print(sorted({"torch", "diffusers", "transformers", "PIL", "yaml", "pydantic"} & set(sys.modules)))
+import diffusers
+print(diffusers.AtlasDDIMScheduler.__module__)
+"""
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert lines[-2:] == ["[]", "atlas_diffusers.schedulers.scheduling_atlas_ddim"]
+
+
+def test_diffusers_chooses_our_pipeline_by_its_task(tmp_path):
+    from conftest import build_tiny_pipeline
+
+    build_tiny_pipeline().save_pretrained(tmp_path)
+    found = diffusers.AutoPipelineForText2Image.from_pretrained(tmp_path)
+    assert type(found) is atlas_diffusers.AtlasPipeline
 
 
 def test_no_pickle_and_no_catch_all():
