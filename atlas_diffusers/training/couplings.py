@@ -7,6 +7,8 @@ import torch
 from ..bridges import MixtureBridge
 from ..transport import entropic_transport
 
+BLUR = 0.1  # of σ
+
 
 def sinkhorn_pairs(
     source: torch.Tensor,
@@ -102,18 +104,21 @@ class PlanSampler:
 class MixtureCoupling:
     r"""
     Pairs (x, y) with y drawn given x from a :class:`~atlas_diffusers.bridges.MixtureBridge` fitted to all samples, so that y
-    are samples of the fit, not of the data. Coordinates that are constant in the data stay so.
+    are samples of the fit, not of the data. Coordinates that are constant in the data stay so; the others are blurred by
+    ``BLUR σ`` for the fit, as components of pixels that seldom vary would be singular.
 
     Args:
         source, target: samples, (n, ...) and (m, ...).
         sigma: σ, in the unit of the data.
-        seed: of the fit.
+        seed: of blur and fit.
     """
 
     def __init__(self, source: torch.Tensor, target: torch.Tensor, sigma: float, seed: int = 0):
         x, y = source.flatten(1).double(), target.flatten(1).double()
         self.constant, self.varies = y[0], y.amax(0) > y.amin(0)
-        self.bridge = MixtureBridge(seed=seed).fit(x[:, self.varies], y[:, self.varies], sigma**2)
+        y = y[:, self.varies]
+        blurred = y + BLUR * sigma * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed), dtype=y.dtype)
+        self.bridge = MixtureBridge(seed=seed).fit(x[:, self.varies], blurred, sigma**2)
 
     def __call__(self, source: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """y for every x, like ``source``, (n, ...)."""

@@ -338,9 +338,13 @@ def test_save_and_load(tmp_path, covariance):
     "x, y, epsilon, found",
     [
         (torch.randn(9, 2), torch.randn(9, 2), 0.0, "epsilon=0.0"),
+        (torch.randn(9, 2), torch.randn(9, 2), -1.0, "epsilon=-1.0"),
+        (torch.randn(9, 2), torch.randn(9, 2), math.nan, "epsilon=nan"),
         (torch.randn(9, 2), torch.randn(9, 2), math.inf, "epsilon=inf"),
         (torch.randn(9, 2), torch.randn(9, 3), 1.0, "x has 2 coordinates, y has 3"),
         (torch.full((9, 2), math.nan), torch.randn(9, 2), 1.0, "x has 18 values that are NaN"),
+        (torch.randn(9, 2), torch.full((9, 2), math.inf), 1.0, "y has 18 values that are NaN or infinite"),
+        (torch.zeros(0, 2), torch.randn(9, 2), 1.0, "0 and 9 samples"),
         (torch.randn(9), torch.randn(9, 2), 1.0, r"x has shape \(9,\)"),
         (torch.randn(9, 2), torch.randn(1, 2), 1.0, "9 and 1 samples"),
         (torch.randn(9, 2), torch.ones(9, 2), 1.0, r"coordinates \[0, 1\] of y are constant"),
@@ -407,6 +411,13 @@ def test_hard_samples_give_numbers(kind, epsilon):
     for result in (bridge.mean(x), bridge.covariance(x), bridge.sample(x, seeded(1)), bridge.drift(x, 0.5)):
         assert result.isfinite().all()
     torch.testing.assert_close(bridge.mean(x).mean(0), y.mean(0), rtol=0.05, atol=0.6 * y.std(0).max().item())
+
+
+def test_a_constant_x_is_sent_to_the_law_of_y():
+    x, y = torch.full((50, 2), 3.0).double(), spread_out(24, 200, 2)
+    bridge = MixtureBridge(1, "full").fit(x, y, 1.0)
+    torch.testing.assert_close(bridge.mean(x[:1])[0], y.mean(0))
+    torch.testing.assert_close(bridge.covariance(x[:1])[0], covariance_of(y), rtol=1e-6, atol=1e-8)
 
 
 def test_a_fit_that_is_not_stationary_says_so():
