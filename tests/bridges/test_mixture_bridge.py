@@ -415,9 +415,10 @@ def test_hard_samples_give_numbers(kind, epsilon):
 
 def test_a_constant_x_is_sent_to_the_law_of_y():
     x, y = torch.full((50, 2), 3.0).double(), spread_out(24, 200, 2)
-    bridge = MixtureBridge(1, "full").fit(x, y, 1.0)
+    bridge = MixtureBridge(1).fit(x, y, 1.0)
     torch.testing.assert_close(bridge.mean(x[:1])[0], y.mean(0))
-    torch.testing.assert_close(bridge.covariance(x[:1])[0], covariance_of(y), rtol=1e-6, atol=1e-8)
+    # a variance of x below the floor of 1e-9, in units of y's, is taken for that
+    torch.testing.assert_close(bridge.covariance(x[:1])[0].diagonal(), covariance_of(y).diagonal(), rtol=1e-7, atol=0)
 
 
 def test_a_fit_that_is_not_stationary_says_so():
