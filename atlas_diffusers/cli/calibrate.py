@@ -74,7 +74,9 @@ def run_calibrate(args: argparse.Namespace) -> None:
     print(f"{report.network_calls} network calls, {report.teacher_calls} by the teacher; error on held-out trajectories:")
     for steps, found in report.steps.items():
         kept = "" if found.kept else ", not kept"
-        print(f"  {steps} steps: {found.calibrated:.4f}, uncalibrated {found.uncalibrated:.4f}{kept}")
+        spread = f"{found.calibrated:.4f} ± {found.standard_error:.4f}"
+        others = f"{len(found.restarts)} tables by nodes {found.restarts[0]:.4f} to {found.restarts[-1]:.4f}"
+        print(f"  {steps} steps: {spread}, {others}, uncalibrated {found.uncalibrated:.4f}{kept}")
     written: Any = args.folder if args.in_place else args.output
     if args.in_place:
         write_scheduler(written, scheduler)

@@ -185,6 +185,9 @@ class AtlasPipeline(AtlasPipelineBase):
                 warn_unguided(prompts, scale, own if scale > 1 else {**own, "guidance_scale": None})
             conditions, unconditional = prompts.encode(self, guided, lora_scale)
             scheduler, device = copy.deepcopy(self.scheduler), self._execution_device
+            guided_by = self.guidance_scale if self.do_classifier_free_guidance else 1.0
+            if isinstance(scheduler, AtlasMultistepScheduler):
+                scheduler.set_guidance_scale(guided_by)
             plan = plan_bridge(self, references, reference_weights, bridge, prompts, height, width)
             if plan is not None and plan.config.steps is not None:
                 if timesteps is not None or sigmas is not None or image is not None:
@@ -194,7 +197,7 @@ class AtlasPipeline(AtlasPipelineBase):
             explicit = timesteps is not None or sigmas is not None
             retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
             if isinstance(scheduler, AtlasMultistepScheduler):
-                scheduler.check_guidance_scale(self.guidance_scale if self.do_classifier_free_guidance else 1.0)
+                scheduler.check_guidance_scale(guided_by)
             process = SchedulerProcess(scheduler)
             corrector = LangevinCorrector(scheduler, corrector_steps, snr, generator) if corrector_steps else None
             if hierarchical:

@@ -123,7 +123,7 @@ class AtlasMultistepScheduler(BaseScheduler):
             explicit timesteps and sigmas, and calibrated nodes take precedence.
         use_angle_nodes: lay these nodes between the first sigma of a flow's pipeline and clean data: by default where its
             sigmas are even, before the shift; ``True`` for sigmas of every kind, ``False`` for none.
-        calibration: tables that :meth:`calibrate` made, as JSON.
+        calibration: tables that :meth:`calibrate` made, as JSON; a list of them for several guidance scales.
         options: see :class:`BaseScheduler`.
 
     Raises:
@@ -146,7 +146,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         angle_scale: float | None = None,
         angle_power: float | None = 2.0,
         use_angle_nodes: bool | None = None,
-        calibration: dict | None = None,
+        calibration: dict | list[dict] | None = None,
         timestep_spacing: str = "leading",
         clip_sample: bool = False,
         **options: Unpack[SchedulerOptions],
@@ -155,10 +155,11 @@ class AtlasMultistepScheduler(BaseScheduler):
 
     def _setup(self) -> None:
         super()._setup()
-        self._calibration: Calibration | None = None
-        if self.config.calibration is not None:
-            self._calibration = Calibration.from_config(self.config.calibration)
-            self._calibration.check(self.process_sigma_hats, self.config.prediction_type)
+        stored = self.config.calibration or []
+        self._calibrations = [Calibration.from_config(one) for one in (stored if isinstance(stored, list) else [stored])]
+        for calibration in self._calibrations:
+            calibration.check(self.process_sigma_hats, self.config.prediction_type)
+        self._calibration: Calibration | None = self._calibrations[0] if self._calibrations else None
 
     def _check_config(self) -> None:
         super()._check_config()
@@ -235,6 +236,29 @@ class AtlasMultistepScheduler(BaseScheduler):
     def calibrated_steps(self) -> list[int]:
         """Step counts that there are tables for, from noise."""
         return sorted(steps for steps, begin in self._calibration.tables if not begin) if self._calibration else []
+
+    def add_tables(self, other: "AtlasMultistepScheduler") -> None:
+        """
+        Take the tables of a calibration for another guidance scale as well.
+
+        Raises:
+            ValueError: where there are none, or this scheduler has tables for that scale.
+        """
+        together = [*self._calibrations, *other._calibrations]
+        scales = [calibration.guidance_scale for calibration in together]
+        if not other._calibrations or None in scales or len({*scales}) < len(scales):
+            raise ValueError(f"tables of one scheduler need guidance scales that differ, these have {scales}")
+        self.register_to_config(calibration=[calibration.to_config() for calibration in together])
+        self._setup()
+
+    def set_guidance_scale(self, guidance_scale: float) -> None:
+        """
+        Use the tables whose guidance scale is nearest, from the next ``set_timesteps`` on; ``AtlasPipeline`` does so for its
+        calls. At first they are those that were made first.
+        """
+        if len(self._calibrations) > 1:
+            self._calibration = min(self._calibrations, key=lambda c: abs(math.log((c.guidance_scale or 1) / guidance_scale)))
+            self._plan = None
 
     def check_guidance_scale(self, guidance_scale: float) -> None:
         """Warn where the steps in use are calibrated for another guidance scale."""

@@ -92,6 +92,8 @@ def test_other_trajectories_come_closer_to_the_ode(model_and_scheduler, exact):
         report = scheduler.calibration_report.steps[steps]
         assert report.kept and report.calibrated < report.uncalibrated
         assert report.uncalibrated == pytest.approx(base.mean().item(), rel=0.5)
+        assert 0 < report.standard_error < report.calibrated and list(report.restarts) == sorted(report.restarts)
+        assert len(report.restarts) > 2 and report.calibrated <= report.restarts[0] < report.restarts[-1]
 
 
 @pytest.fixture(scope="module")

@@ -190,6 +190,23 @@ def test_another_guidance_scale_is_named():
         scheduler.check_guidance_scale(5.0)
 
 
+def test_a_scheduler_may_have_tables_for_several_guidance_scales(tmp_path):
+    """The nearest serve a call; a scale far from all of them is named as before."""
+    scheduler, other = calibrated(), calibrated(start=0.8)
+    with pytest.raises(ValueError, match=r"need guidance scales that differ, these have \[1.0, 1.0\]"):
+        scheduler.add_tables(other)
+    stored = {**other.config.calibration, "guidance_scale": 6.0}
+    scheduler.add_tables(AtlasMultistepScheduler.from_config(other.config, calibration=stored))
+    scheduler.save_pretrained(tmp_path)
+    for each in (scheduler, AtlasMultistepScheduler.from_pretrained(tmp_path)):
+        for scale, start in ((2.0, 0.9), (5.0, 0.8), (1.0, 0.9), (6.5, 0.8)):
+            each.set_guidance_scale(scale)
+            each.set_timesteps(3)
+            assert each.init_noise_sigma == pytest.approx(start)
+    with pytest.warns(UserWarning, match="calibrated for guidance_scale=6, the call has 9"):
+        scheduler.check_guidance_scale(9.0)
+
+
 # ------------------------------------------------------------------ nodes on a flow
 
 EVEN = [1.0, 0.8, 0.6, 0.4, 0.2]

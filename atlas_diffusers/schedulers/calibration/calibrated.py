@@ -89,10 +89,12 @@ def calibrated_scheduler(
 
 def tables_before(config: dict, wanted: Calibration) -> dict:
     """Tables that a configuration has for the same model as far as it says."""
-    if config.get("calibration") is None:
-        return {}
-    found = Calibration.from_config(config["calibration"])
-    return found.tables if replace(found, tables={}) == wanted else {}
+    stored = config.get("calibration") or []
+    for one in stored if isinstance(stored, list) else [stored]:
+        found = Calibration.from_config(one)
+        if replace(found, tables={}) == wanted:
+            return found.tables
+    return {}
 
 
 def pipeline_call(pipeline: Any, call: dict | None, prompts: list[str] | None, guidance_scale: float | None) -> dict:

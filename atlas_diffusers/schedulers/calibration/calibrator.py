@@ -1,6 +1,6 @@
 """Calibration of the multistep solver: a teacher's trajectories, nodes placed on them, coefficients fitted on-policy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 import torch
@@ -38,6 +38,7 @@ class Calibrator:
     def __init__(self, model: Model, teacher: Trajectories, plain: dict[int, torch.Tensor], cache: Cache | None):
         self.model, self.teacher, self.plain, self.cache = model, teacher, plain, cache
         self.train = torch.arange(len(teacher.ends), device=teacher.ends.device) % HELD_OUT != HELD_OUT - 1
+        self.restarts: dict[int, tuple[float, ...]] = {}
         self.placement = Placement(teacher.part(self.train), from_top=not model.scales_noise)
 
     def table(self, steps: int, calls: int, before: StepTable | None = None) -> tuple[StepTable, StepReport]:
@@ -46,21 +47,28 @@ class Calibrator:
         if before is not None:
             found = min(found, follow(self.model, self.teacher, before), key=lambda candidate: self.held_out(candidate.errors))
         calibrated, plain = self.held_out(found.errors), self.held_out(distances(kept(self.plain[steps]), self.teacher.ends))
-        return found.table, StepReport(plain, calibrated, calibrated < plain)
+        distances_held_out = found.errors[~self.train]
+        standard_error = (distances_held_out.std() / len(distances_held_out) ** 0.5).item()
+        return found.table, StepReport(plain, calibrated, calibrated < plain, standard_error, self.restarts[steps])
 
     def _refined(self, steps: int, calls: int) -> Candidate:
         """The best nodes, and Gauss-Newton steps from there."""
         reserved = calls_to_refine(steps, calls)
         stored = {} if self.cache is None else self.cache.read_tables(steps, self.teacher)
         if (key := ("refined", calls)) in stored:
+            self._note(steps, [self._read(entry) for way, entry in stored.items() if way[0] != key[0]])
             return self._read(stored[key])
         tried = self._search(steps, max((calls - reserved) // steps, FEWEST_TABLES), stored)
+        self._note(steps, tried.values())
         found = tried[self._best(tried)]
         if reserved:
             start = found if isinstance(found, Followed) else follow(self.model, self.teacher, found.table)
             found = self._improved(start, calls - steps * len(tried))
         self._store(steps, tried | {key: found})
         return found
+
+    def _note(self, steps: int, tried: Iterable[Candidate]) -> None:
+        self.restarts[steps] = tuple(sorted(self.held_out(candidate.errors) for candidate in tried))
 
     def _improved(self, found: Followed, calls: int) -> Followed:
         """After Gauss-Newton steps for as long as they help and ``calls`` network calls a trajectory allow."""
