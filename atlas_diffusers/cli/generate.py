@@ -127,7 +127,7 @@ def chosen_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def prepared(settings: dict[str, Any], device: str) -> Any:
     """The pipeline with its adapters and scheduler; the sampler and the steps that it takes are added to ``settings``."""
-    from .schedulers import scheduler_class, swapped
+    from ..pipelines.named_schedulers import scheduler_class, swapped
 
     wanted = None if settings["scheduler"] is None else scheduler_class(settings["scheduler"])
     pipeline = load_pipeline(settings["model"]).to(device)

@@ -5,6 +5,7 @@ import signal
 import sys
 
 from .. import __version__
+from .app import add_app_command
 from .bridge import add_bridge_command
 from .calibrate import add_calibrate_command
 from .compare import add_compare_command
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_compare_command(commands)
     add_recipe_commands(commands)
     add_train_command(commands)
+    add_app_command(commands)
     add_config_commands(commands)
     add_completion_command(commands, parser)
     return parser

@@ -55,13 +55,18 @@ def plot_schedules(schedulers: dict, num_inference_steps: int, path: str | Path)
     """
     path = Path(path)
     check_path(path)
+    figure = draw_schedules(schedulers, num_inference_steps)
+    figure.savefig(path)
+    return figure
+
+
+def draw_schedules(schedulers: dict, num_inference_steps: int):
+    """The figure of :func:`plot_schedules`, not written to a file."""
     if not schedulers or num_inference_steps < 1:
         raise ValueError(f"expected at least one scheduler and one step, got {len(schedulers)} and {num_inference_steps}")
     for name, scheduler in schedulers.items():
         check_scheduler(name, scheduler)
-    figure = _four_panels(schedulers, num_inference_steps)
-    figure.savefig(path)
-    return figure
+    return _four_panels(schedulers, num_inference_steps)
 
 
 def new_figure():

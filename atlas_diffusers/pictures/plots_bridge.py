@@ -97,6 +97,24 @@ def plot_bridge(references: torch.Tensor, path: str | Path, gate: float = 10.0):
     return figure
 
 
+def draw_effective_references(report: Any, gate: float):
+    """
+    The figure of the effective references at every coupled step of a call, one line a group of samples, with the gate.
+
+    Args:
+        report: :class:`~atlas_diffusers.denoising.BridgeReport` of the call.
+        gate: where it closed.
+    """
+    figure = new_figure()
+    axes = figure.subplots()
+    for group, sizes in enumerate(report.effective_references):
+        axes.semilogy(range(1, len(sizes) + 1), sizes, marker="o", label=f"group {group + 1}")
+    axes.axhline(gate, color="0.4", linestyle="--", label=f"gate {gate:g}")
+    axes.set(title="effective references of the coupled steps", xlabel="step", ylabel="median of exp(entropy)")
+    axes.legend()
+    return figure
+
+
 def _draw_reach(axes: Any, solver: SchrodingerBridgeSolver, gate: float) -> None:
     sizes = [solver.posterior_size(*level(value)) for value in LOG_SNRS.tolist()]
     axes.semilogy(LOG_SNRS, sizes, color="C2")

@@ -32,7 +32,7 @@ class SchedulerComparison(dict):
         """Write a sheet with the first sample of every pipeline, of values in [-1, 1], and what it took."""
         images = [to_pictures(sample[:1].float().cpu())[0] for sample in self.values()]
         took = {name: f"{self.network_calls[name]} calls, {self.seconds[name]:.2f} s" for name in self}
-        labels = [f"{name}: {took[name]}, Δ {self.distances[name]:.3f}" for name in self]
+        labels = [f"{name}: {took[name]}, off by {self.distances[name]:.3f}" for name in self]
         labelled_grid(images, labels, tile=280).save(path)
 
 

@@ -42,14 +42,8 @@ class Recorder:
             accelerator.init_trackers(self.folder.name)
 
     def rows(self) -> list[dict]:
-        """What ``metrics.jsonl`` holds; a last line that a kill cut short is left out."""
-        rows = []
-        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else ():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                logger.warning(f"{self.file}: left out a line that is not complete")
-        return rows
+        """What ``metrics.jsonl`` holds."""
+        return read_rows(self.file)
 
     def advance(self, first_loss: torch.Tensor | None = None) -> None:
         """A step of the bar, which shows the first loss at once; after ten steps a line says how long the run will take."""
@@ -95,6 +89,17 @@ class Recorder:
             logger.info("no curves.png: it needs matplotlib, which the extra 'plot' installs")
             return
         draw_curves(Figure(figsize=(9, 3.2), layout="constrained"), self.rows()).savefig(self.folder / "curves.png", dpi=120)
+
+
+def read_rows(file: Path) -> list[dict]:
+    """Rows of a ``metrics.jsonl``, none if it is not there; a last line that a kill cut short is left out."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            logger.warning(f"{file}: left out a line that is not complete")
+    return rows
 
 
 def _duration(seconds: float) -> str:

@@ -13,8 +13,8 @@ from PIL import Image
 
 import atlas_diffusers
 from atlas_diffusers.cli import main
-from atlas_diffusers.cli.schedulers import load_scheduler
 from atlas_diffusers.pictures.plots import plot_schedules
+from atlas_diffusers.pipelines.named_schedulers import load_scheduler
 
 pytest.importorskip("matplotlib")
 

@@ -7,7 +7,7 @@ from test_presets import SCRIPT
 import atlas_diffusers
 from atlas_diffusers import schedulers
 from atlas_diffusers._registration import CLASSES, NOISE_SCHEDULERS, SAMPLERS
-from atlas_diffusers.cli.schedulers import scheduler_class, short_names
+from atlas_diffusers.pipelines.named_schedulers import scheduler_class, short_names
 from atlas_diffusers.schedules import BETA_SCHEDULES, get_betas
 from atlas_diffusers.schedules.betas import STOCK_NAMES
 from atlas_diffusers.system import BetaSchedule, NoiseSchedulerConfig, NoiseSchedulerFactory, SamplerFactory, SamplingMethod

@@ -1,0 +1,1 @@
+"""The web page of ``atlas-diffusers app``; needs Gradio, of the extra `app`."""
