@@ -50,10 +50,9 @@ def compare(
         found[row.sampler, row.steps] = row
         table = [_numbers(found[cell]) for cell in cells if cell in found]
         told = f"{len(found)} of {len(cells)}; distance to {samplers[0]} at {counts[-1]} steps, same noise"
-        sheet, files = _sheet(found, cells, len(counts)), (None, None)
-        if len(found) == len(cells):
-            files = _files(sheet, table)
-        yield [(sheet, f"{prompt.strip() or 'picture'}, seed {int(seed)}")], table, told, *files
+        sheet = _sheet(found, cells, len(counts))
+        png, file = _files(sheet, table) if len(found) == len(cells) else (None, None)
+        yield [(sheet, f"{prompt.strip() or 'picture'}, seed {int(seed)}")], table, told, png, file
 
 
 def _numbers(row: Compared) -> list:

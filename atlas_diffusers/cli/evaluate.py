@@ -6,7 +6,7 @@ from pathlib import Path
 from .output import usable_device
 
 EXAMPLES = """examples:
-  atlas-diffusers evaluate atlas-emoji --data embedded:emoji --split test --count 64
+  atlas-diffusers evaluate atlas-emoji --data embedded:emoji --split test --beside train --count 64
   atlas-diffusers evaluate outputs/mine/pipeline --data my-pictures -o scores.json
   atlas-diffusers evaluate atlas-emoji --lora outputs/fluent-lora/lora --data data/fluent/test
 """
@@ -25,6 +25,9 @@ def add_evaluate_command(commands: argparse._SubParsersAction) -> None:
     evaluate.add_argument("model", metavar="FOLDER", help="embedded name, folder or hub id of a pipeline")
     evaluate.add_argument("--data", required=True, help="embedded:emoji, a folder of pictures, a parquet file or a hub id")
     evaluate.add_argument("--split", default="train", help="default: %(default)s")
+    evaluate.add_argument(
+        "--beside", nargs="*", default=[], metavar="SPLIT", help="splits of the data whose own KID is told, such as train"
+    )
     evaluate.add_argument("--caption-column", default="text", help="`none` for data without captions (default: %(default)s)")
     evaluate.add_argument("--categories", nargs="*", metavar="NAME", help="of the embedded emoji or pictograms")
     evaluate.add_argument("--lora", type=Path, help="folder of adapters to load")
@@ -61,8 +64,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
     data = load_training_data(config)
     if data.info.description:
         print(data.info.description)
-    dataset = PictureDataset(data, config)
-    numbers, sheet = Evaluator(dataset)(pipeline, args.count, args.steps, args.guidance, args.seed)
+    others = [config.model_copy(update={"split": split}) for split in args.beside]
+    beside = [PictureDataset(load_training_data(other), other) for other in others]
+    evaluator = Evaluator(PictureDataset(data, config))
+    numbers, sheet = evaluator(pipeline, args.count, args.steps, args.guidance, args.seed)
+    numbers |= {f"kid_of_{split}": evaluator.kid_of(pictures) for split, pictures in zip(args.beside, beside)}
     write_evaluation(numbers, sheet, args.output)
     for name, value in numbers.items():
         print(f"{name}: {value if isinstance(value, (int, str)) else f'{value:.4f}'}")

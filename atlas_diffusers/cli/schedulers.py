@@ -29,6 +29,7 @@ def add_schedulers_command(commands: argparse._SubParsersAction) -> None:
     )
     plot.add_argument("names", nargs="+", metavar="NAME")
     plot.add_argument("--steps", type=int, default=10, help="sampling steps to place (default: %(default)s)")
+    plot.add_argument("--dark", action="store_true", help="on dark paper")
     plot.add_argument("-o", "--output", type=Path, default=Path("schedules.png"), help="PNG or SVG (default: %(default)s)")
     plot.set_defaults(run=run_plot)
 
@@ -56,5 +57,5 @@ def run_plot(args: argparse.Namespace) -> None:
     from ..pipelines.named_schedulers import load_scheduler
 
     check_path(args.output)
-    plot_schedules({name: load_scheduler(name) for name in args.names}, args.steps, args.output)
+    plot_schedules({name: load_scheduler(name) for name in args.names}, args.steps, args.output, args.dark)
     print(args.output.resolve())

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .styling import COLOURS, new_figure, styled
+
 FORMATS = (".png", ".svg")
 LINES = ("-", "--", ":", "-.")
 
@@ -36,7 +38,7 @@ def check_scheduler(name: str, scheduler: Any) -> None:
         raise ValueError(f"{name}: {type(scheduler).__name__} has no {' or '.join(missing)}, so there is nothing to draw")
 
 
-def plot_schedules(schedulers: dict, num_inference_steps: int, path: str | Path):
+def plot_schedules(schedulers: dict, num_inference_steps: int, path: str | Path, dark: bool = False):
     """
     Draw β_t, ᾱ_t and λ_t against the training timestep t, and the λ of every sampling step, one row a scheduler.
 
@@ -45,6 +47,7 @@ def plot_schedules(schedulers: dict, num_inference_steps: int, path: str | Path)
             changed.
         num_inference_steps: sampling steps to place.
         path: PNG or SVG file to write.
+        dark: on dark paper.
 
     Returns:
         The ``matplotlib.figure.Figure``, for changes of one's own.
@@ -55,27 +58,18 @@ def plot_schedules(schedulers: dict, num_inference_steps: int, path: str | Path)
     """
     path = Path(path)
     check_path(path)
-    figure = draw_schedules(schedulers, num_inference_steps)
+    figure = draw_schedules(schedulers, num_inference_steps, dark)
     figure.savefig(path)
     return figure
 
 
-def draw_schedules(schedulers: dict, num_inference_steps: int):
+def draw_schedules(schedulers: dict, num_inference_steps: int, dark: bool = False):
     """The figure of :func:`plot_schedules`, not written to a file."""
     if not schedulers or num_inference_steps < 1:
         raise ValueError(f"expected at least one scheduler and one step, got {len(schedulers)} and {num_inference_steps}")
     for name, scheduler in schedulers.items():
         check_scheduler(name, scheduler)
-    return _four_panels(schedulers, num_inference_steps)
-
-
-def new_figure():
-    """An empty ``matplotlib.figure.Figure``; ``ImportError`` without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'atlas-diffusers[plot]'") from error
-    return Figure(figsize=(11, 7), dpi=120, layout="constrained")
+    return styled(_four_panels(schedulers, num_inference_steps), dark)
 
 
 def _four_panels(schedulers: dict, num_inference_steps: int):
@@ -84,8 +78,8 @@ def _four_panels(schedulers: dict, num_inference_steps: int):
     for row, (name, scheduler) in enumerate(schedulers.items()):
         scheduler = copy.deepcopy(scheduler)
         scheduler.set_timesteps(num_inference_steps)
-        colour = f"C{row % 10}"
-        line = {"color": colour, "linestyle": LINES[row // 10 % len(LINES)], "label": name}
+        colour = COLOURS[row % len(COLOURS)]
+        line = {"color": colour, "linestyle": LINES[row // len(COLOURS) % len(LINES)], "label": name}
         betas.plot(scheduler.betas.numpy(), **line)
         alpha_bar.plot(scheduler.alphas_cumprod.numpy(), **line)
         snr.plot(log_snr(scheduler).numpy(), **line)

@@ -55,8 +55,9 @@ class Evaluator:
 
         Returns:
             Numbers by name: ``kid`` (of EfficientNet-Lite0 features, see :func:`~atlas_diffusers.metrics.kid`) and its standard
-            error, ``energy_distance``, ``precision``, ``recall``, ``density`` and ``coverage`` on the same features, and the
-            median over generated pictures of the RMS distance to the nearest picture of the data, in units of [-1, 1]; for a
+            error, ``energy_distance``, ``precision``, ``recall``, ``density`` and ``coverage`` on the same features, the
+            median over generated pictures of the RMS distance to the nearest picture of the data, in units of [-1, 1], and
+            ``kid_of_real_halves`` (see :meth:`kid_of_halves`); for a
             bridge between pairs also ``paired_rms`` and ``source_rms``, the mean RMS distances of what it makes, and of what it
             starts from, to the other of the pair; and a sheet of generated pictures, each above the nearest of the data.
 
@@ -77,12 +78,22 @@ class Evaluator:
         numbers = {
             "features": "EfficientNet-Lite0", "generated": count, "real": len(self.pictures), "kid": distance.mean,
             "kid_standard_error": distance.standard_error, "energy_distance": energy_distance(features, self.features),
-            **overlap._asdict(), "nearest_median": nearest.median().item(),
+            **overlap._asdict(), "nearest_median": nearest.median().item(), "kid_of_real_halves": self.kid_of_halves(seed),
         }  # fmt: skip
         if self.paired:
             sources, targets = (torch.stack([item[name] for item in chosen]) for name in ("source", "pixels"))
             numbers |= {"paired_rms": _rms(found, targets), "source_rms": _rms(sources, targets)}
         return numbers, _sheet(found, self.pictures[which], [item["text"] for item in chosen])
+
+
+    def kid_of_halves(self, seed: int = 0) -> float:
+        """KID between two random halves of the data: what pictures get that are as good as real ones."""
+        order = torch.randperm(len(self.features), generator=torch.Generator().manual_seed(seed))
+        return kid(self.features[order[::2]], self.features[order[1::2]]).mean
+
+    def kid_of(self, dataset: PictureDataset) -> float:
+        """KID of other real pictures to the data, such as those that a pipeline was trained on."""
+        return kid(_features(torch.stack([dataset[index, 0]["pixels"] for index in range(len(dataset))])), self.features).mean
 
 
 def _rms(a: torch.Tensor, b: torch.Tensor) -> float:

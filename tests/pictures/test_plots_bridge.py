@@ -61,3 +61,27 @@ def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch
     assert main(["bridge", "plot", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_paths_of_ones_own_take_the_place_of_the_ring(tmp_path):
+    references = torch.randn(40, 1, 2, 2, generator=seeded(1))
+    ends = {"network alone": references[:20] + 9, "with the bridge": references[:20]}
+    paths = {name: torch.stack([torch.zeros_like(end), end]) for name, end in ends.items()}
+    figure = plot_bridge(references, tmp_path / "b.png", 5.0, paths, dark=True)
+    bars = {bars.get_label(): [bar.get_height() for bar in bars] for bars in figure.axes[1].containers}
+    precision, _, _, coverage = zip(bars["network alone"], bars["with the bridge"])
+    assert precision == (0, 1) and coverage[0] == 0 < coverage[1]
+    assert [axes.get_title() for axes in figure.axes[2:]] == [f"{name}: 20 paths of 1 steps" for name in ends]
+    with pytest.raises(ValueError, match="expected two of shape"):
+        plot_bridge(references, tmp_path / "b.png", 5.0, {"alone": paths["network alone"]})
+
+
+def test_the_command_draws_a_pipelines_own_paths(tmp_path, tiny_pipeline, capsys):
+    tiny_pipeline.save_pretrained(tmp_path / "tiny")
+    for i in range(9):
+        Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    arguments = ["bridge", "plot", str(tmp_path), "-m", str(tmp_path / "tiny"), "-n", "6", "--prompt", "red heart"]
+    assert main([*arguments, "-o", str(tmp_path / "b.png")]) == 0
+    assert Image.open(tmp_path / "b.png").size == (1320, 840)
+    assert main(["bridge", "plot", str(tmp_path), "-o", str(tmp_path / "b.png")]) == 2
+    assert "its pictures need a size, that of --model" in capsys.readouterr().err

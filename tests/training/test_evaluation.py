@@ -48,6 +48,22 @@ def test_the_numbers_are_those_of_the_metrics(dataset):
     assert numbers["generated"] == 14 and numbers["real"] == 12 and sheet.width > 8 * 64
 
 
+def test_kid_stands_beside_that_of_real_pictures(dataset, tmp_path, capsys):
+    other = PictureDataset(load_training_data(dataset.config).select(range(12, 30)), dataset.config)
+    evaluator, real = Evaluator(dataset), torch.stack([dataset[index, 0]["pixels"] for index in range(12)])
+    found = torch.stack([other[index, 0]["pixels"] for index in range(18)])
+    features = [efficientnet_features((pixels / 2 + 0.5).clamp(0, 1)) for pixels in (found, real)]
+    assert evaluator.kid_of(other) == pytest.approx(kid(*features).mean, rel=1e-4, abs=1e-6)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(5))
+    halves = features[1][order[::2]], features[1][order[1::2]]
+    assert evaluator.kid_of_halves(5) == pytest.approx(kid(*halves).mean, rel=1e-4, abs=1e-6)
+    build_tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    data = ["--data", "embedded:emoji", "--categories", "Activities", "--beside", "test", "--count", "8", "--steps", "1"]
+    assert main(["evaluate", str(tmp_path / "tiny"), *data, "-o", str(tmp_path / "s.json")]) == 0
+    numbers = json.loads((tmp_path / "s.json").read_text())
+    assert numbers["kid_of_test"] < numbers["kid"] and "kid_of_real_halves" in numbers
+
+
 def test_too_few_pictures_and_another_size_are_named(dataset):
     evaluator, few = Evaluator(dataset), PictureDataset(dataset.data.select(range(7)), dataset.config)
     with pytest.raises(ValueError, match="at least 8 generated pictures, got count=7"):
