@@ -1,21 +1,21 @@
 """Training on a folder of one's own: a recipe, a run, its curves and grids, stop and go on."""
 
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
+from ..config.dataset import Captions
 from ..training.recorder import draw_curves
 from ..training.starting import write_recipe
 from .answers import answered
 from .runs import Run, Runs
 from .scratch import new_folder
 
-CAPTIONS = ["auto", "metadata", "files", "names", "folders"]
 SHOWN = 6  # grids
 EVERY = 2  # seconds
 
 
-def look(folder: str, captions: str, resolution: float) -> tuple[str, str]:
+def look(folder: str, captions: Captions, resolution: float) -> tuple[str, str]:
     """What a folder holds, and a recipe that trains on it; mistakes are those of ``atlas-diffusers init``."""
     if not folder.strip():
         raise ValueError("the folder is missing; expected the path of a folder of pictures on this computer")
@@ -53,7 +53,7 @@ def pictures_tab(runs: Runs, page: gr.Blocks) -> None:
         with gr.Column(scale=2, min_width=300):
             folder = gr.Textbox("", label="Folder of pictures on this computer", elem_id="pictures-folder")
             with gr.Row():
-                captions = gr.Dropdown(CAPTIONS, label="Captions from", min_width=120)
+                captions = gr.Dropdown(list(get_args(Captions)), label="Captions from", min_width=120)
                 resolution = gr.Number(0, precision=0, minimum=0, label="Pixels a side (0: by the pictures)", min_width=120)
             looking = gr.Button("Look at the folder", elem_id="pictures-look")
             told = gr.Textbox("", label="Found", interactive=False, elem_id="pictures-told")
