@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .anderson import AndersonMixing
+from .anderson import RIDGE
 from .fixed_point import WORSE
 from .inputs import Marginals
 from .potentials import Potentials
@@ -34,6 +34,31 @@ def one_thread(entries: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+class SmallMixing:
+    """:class:`~atlas_diffusers.transport.anderson.AndersonMixing` of one problem in NumPy, whose Gram matrix is made anew."""
+
+    def __init__(self, depth: int = 16):
+        self.depth, self._count, self._last = depth, 0, None
+
+    def step(self, image: np.ndarray, residual: np.ndarray) -> np.ndarray:
+        """The next point, from ``T(x)`` and ``x − T(x)``, all (size,)."""
+        last, self._last = self._last, (image, residual)
+        if last is None:
+            self._images, self._residuals = (np.empty((self.depth, len(image))) for _ in range(2))
+            return image
+        slot = self._count % self.depth
+        np.subtract(image, last[0], out=self._images[slot])
+        np.subtract(residual, last[1], out=self._residuals[slot])
+        self._count += 1
+        if self._count < 2:
+            return image
+        used = min(self._count, self.depth)
+        images, residuals = self._images[:used], self._residuals[:used]
+        gram = residuals @ residuals.T
+        gram.flat[:: used + 1] = gram.flat[:: used + 1] * (1 + RIDGE) + np.finfo(gram.dtype).tiny
+        return image - np.linalg.solve(gram, residuals @ residual) @ images
 
 
 class Stage(NamedTuple):
@@ -88,14 +113,14 @@ class SmallSolver:
 
     def _iterate(self, stage: Stage, psi: np.ndarray, limit: int) -> bool:
         """From column potentials over ε until the tolerance or the limit; whether that went well."""
-        phi, mixing, best, absorbed, last = self._refer(psi, stage), AndersonMixing(), math.inf, True, psi
+        phi, mixing, best, absorbed, last = self._refer(psi, stage), SmallMixing(), math.inf, True, psi
         best_image = best_residual = phi
         for self._count in range(1, limit + 1):
             self._sweep(FIRST_SWEEPS if self._count == 1 else SWEEPS)
             if not (np.abs(phi).max() <= self._bound and math.isfinite(self._error)):
                 if absorbed:
                     return False
-                phi, mixing, absorbed = self._refer(last, stage), AndersonMixing(), True
+                phi, mixing, absorbed = self._refer(last, stage), SmallMixing(), True
                 continue
             absorbed = False
             if self._error <= stage.tolerance:
@@ -107,8 +132,8 @@ class SmallSolver:
             if self._error < best:
                 best, best_image, best_residual = self._error, image, residual
             elif not self._error <= WORSE * best:
-                mixing, image, residual = AndersonMixing(), best_image, best_residual
-            phi = mixing.step(torch.from_numpy(image)[None], torch.from_numpy(residual)[None])[0].numpy()
+                mixing, image, residual = SmallMixing(), best_image, best_residual
+            phi = mixing.step(image, residual)
             self._start(phi)
         if best < math.inf:
             self._start(best_image)

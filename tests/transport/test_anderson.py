@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 from atlas_diffusers.transport.anderson import AndersonMixing
+from atlas_diffusers.transport.small import SmallMixing
 
 
 def linear_maps(size, batch, radius=0.98):
@@ -81,3 +83,22 @@ def test_selected_members_go_on_as_before():
     image = step(x)
     expected = reference.step(image, x - image)[members]
     torch.testing.assert_close(mixing.step(image[members], (x - image)[members]), expected)
+
+
+def test_mixing_of_a_small_problem_is_the_same():
+    step, exact = linear_maps(12, 1)
+    x = small = torch.zeros_like(exact)
+    mixing, small_mixing = AndersonMixing(4), SmallMixing(4)
+    for _ in range(9):
+        image, small_image = step(x), step(small)
+        x = mixing.step(image, x - image)
+        small = torch.from_numpy(small_mixing.step(*((z[0].numpy()) for z in (small_image, small - small_image))))[None]
+        torch.testing.assert_close(small, x, rtol=1e-7, atol=1e-7)
+    assert (x - exact).norm() < 0.1 * exact.norm()
+
+
+def test_mixing_of_a_small_problem_stands_still_at_a_fixed_point():
+    mixing, x = SmallMixing(), np.ones(3)
+    for _ in range(4):
+        x = mixing.step(x, np.zeros(3))
+    np.testing.assert_array_equal(x, np.ones(3))
