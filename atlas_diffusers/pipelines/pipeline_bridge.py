@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from diffusers.image_processor import PipelineImageInput
-from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..bridges.brownian import times_left
 from ..denoising import BridgeFlow, BridgeSteps, ClassifierFreeGuidance, Denoiser, SchedulerProcess, sample
-from ..models import AtlasUNet2DModel
+from ..models import AtlasAutoencoder, AtlasTransformer2DModel, AtlasUNet2DModel
 from ..models.lora_scale import LoraScale
 from .base import AtlasPipelineBase, AtlasPipelineOutput, Generators
 from .inputs import check_generators, check_output_type, check_steps, warn_unguided
@@ -45,12 +45,12 @@ class AtlasBridgePipeline(AtlasPipelineBase):
 
     def __init__(
         self,
-        unet: AtlasUNet2DModel | UNet2DConditionModel,
+        unet: AtlasUNet2DModel | AtlasTransformer2DModel | UNet2DConditionModel,
         scheduler: SchedulerMixin,
-        vae: AutoencoderKL | None = None,
+        vae: AutoencoderKL | AutoencoderTiny | AtlasAutoencoder | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
-        backward_unet: AtlasUNet2DModel | UNet2DConditionModel | None = None,
+        backward_unet: AtlasUNet2DModel | AtlasTransformer2DModel | UNet2DConditionModel | None = None,
         bridge_sigma: float | None = None,
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 7.5,

@@ -17,6 +17,7 @@ from atlas_diffusers.metrics.pictograms import (
     measure_recognition,
     measure_wordings,
 )
+from atlas_diffusers.metrics.translation import measure_translation
 from atlas_diffusers.pretrained import load_pictograms
 
 
@@ -139,3 +140,28 @@ def test_the_card_says_what_there_is_what_was_measured_and_what_was_missed(tmp_p
     assert lines["held-out pairs: copies of another thing"] == ["0.000", "at most 0", "reached", ""]
     assert lines["five wordings draw the right thing"] == ["0.300", "", "", ""]
     assert lines["held_out_things"] == ["9", "1.500", "2.500", ""] and lines["noto"] == ["0.0100", "0.0020", "0.750", ""]
+
+
+def test_translations_are_compared_with_the_true_drawings(bank):
+    data = load_pictograms()
+    key = {np.asarray(data[i]["image"]).tobytes(): i for i in bank.rows("train", "noto") + bank.rows("held_out_pairs", "noto")}
+    fluent = {name: i for i, name in enumerate(bank.names) if bank.styles[i] == "fluent"}
+
+    def perfect(pictures):
+        return [data[fluent[bank.names[key[np.asarray(picture).tobytes()]]]]["image"] for picture in pictures]
+
+    right = measure_translation(perfect, bank, "noto", "fluent", 20)
+    assert right.pictures == 20 and right.rms == 0 and right.style == 1 and right.thing > 0.9
+    untouched = measure_translation(lambda pictures: pictures, bank, "noto", "fluent", 20)
+    assert untouched.rms == untouched.source_rms == right.source_rms > 0.05 and untouched.style <= 0.1
+    assert untouched.thing == untouched.source_thing == right.source_thing
+    rows = bank.rows("held_out_pairs", "fluent")
+    pairs = [(i, j) for i in rows for j, s in enumerate(bank.styles) if s == "noto" and bank.names[j] == bank.names[i]][:20]
+    pixels = [[np.asarray(data[i]["image"], float) for i in pair] for pair in pairs]
+    assert right.source_rms == pytest.approx(np.mean([np.sqrt(((a - b) ** 2).mean()) / 255 for a, b in pixels]))
+
+
+@pytest.mark.parametrize("styles", [("noto", "noto"), ("noto", "manga")])
+def test_translation_needs_two_styles(bank, styles):
+    with pytest.raises(ValueError, match="expected two of noto, noto-v1, fluent"):
+        measure_translation(lambda pictures: pictures, bank, *styles)

@@ -5,9 +5,11 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import seeded
+from PIL import Image
 from safetensors.torch import load_file
 from test_trainer import build
 
@@ -18,7 +20,7 @@ SCRIPTS = Path(__file__).parents[2] / "training"
 
 
 def script(name: str):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(Path(name).stem, SCRIPTS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -86,3 +88,21 @@ def test_the_loss_is_the_error_and_the_moments():
     moments = sum(z[:, c].mean() ** 2 + (z[:, c].std() - deviations[c]) ** 2 for c in range(4)) / 4
     expected = error.abs().mean() + 2 * (error**2).mean() + moments / 10
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_pictures_of_a_seventh_style_have_the_names_of_things(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS / "data")
+    module = script("data/build_streamline")
+    square = {"body": '<path fill="#00f" d="M0 0h24v48H0z"/>'}
+    keys = ["car", "red-heart-2", "no-such-thing", "dog-1", "dog-2"]
+    icons = {"width": 48, "height": 48, "icons": dict.fromkeys(keys, square)}
+    assert module.named(keys) == {"car": "automobile", "red-heart-2": "red heart", "dog-1": "dog", "dog-2": "dog"}
+    found = module.build(icons, tmp_path)
+    files = {split: tmp_path / split / "metadata.jsonl" for split in found}
+    rows = {split: [json.loads(line) for line in file.read_text().splitlines()] for split, file in files.items()}
+    assert {split: len(lines) for split, lines in rows.items()} == found and sum(found.values()) == 4
+    texts = [row["text"] for lines in rows.values() for row in lines]
+    assert sorted(texts) == [f"{name}, streamline style" for name in ("automobile", "dog", "dog", "red heart")]
+    split, row = next((split, row) for split, lines in rows.items() for row in lines)
+    picture = np.asarray(Image.open(tmp_path / split / row["file_name"]))
+    assert picture.shape == (64, 64, 3) and (picture[:, :31] == (0, 0, 255)).all() and (picture[:, 33:] == 255).all()
