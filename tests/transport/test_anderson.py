@@ -94,7 +94,7 @@ def test_mixing_of_a_small_problem_is_the_same():
         x = mixing.step(image, x - image)
         small = torch.from_numpy(small_mixing.step(*((z[0].numpy()) for z in (small_image, small - small_image))))[None]
         torch.testing.assert_close(small, x, rtol=1e-7, atol=1e-7)
-    assert (x - exact).norm() < 0.1 * exact.norm()
+    assert (x - exact).norm() < 0.2 * exact.norm()
 
 
 def test_mixing_of_a_small_problem_stands_still_at_a_fixed_point():
