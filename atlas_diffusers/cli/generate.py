@@ -127,13 +127,15 @@ def chosen_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def prepared(settings: dict[str, Any], device: str) -> Any:
     """The pipeline with its adapters and scheduler; the sampler and the steps that it takes are added to ``settings``."""
-    from ..pipelines.named_schedulers import scheduler_class, swapped
+    from ..pipelines.named_schedulers import scheduler_class, scheduler_for
 
-    wanted = None if settings["scheduler"] is None else scheduler_class(settings["scheduler"])
+    wanted = settings["scheduler"]
+    if wanted is not None and not Path(wanted).is_dir():
+        scheduler_class(wanted)  # a mistake shows before the pipeline is loaded
     pipeline = load_pipeline(settings["model"]).to(device)
     load_adapters(pipeline, settings["lora"])
     if wanted is not None:
-        pipeline.scheduler = swapped(pipeline, wanted)
+        pipeline.scheduler = scheduler_for(pipeline, wanted)
     settings["sampler"] = type(pipeline.scheduler).__name__
     settings["steps"] = settings["steps"] or default_steps(pipeline)
     return pipeline

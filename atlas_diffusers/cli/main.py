@@ -13,6 +13,7 @@ from .completion import add_completion_command
 from .config import add_config_commands
 from .evaluate import add_evaluate_command
 from .generate import add_generate_command
+from .push import add_push_command
 from .recipes import add_recipe_commands
 from .schedulers import add_schedulers_command
 from .train import add_train_command
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_recipe_commands(commands)
     add_train_command(commands)
     add_app_command(commands)
+    add_push_command(commands)
     add_config_commands(commands)
     add_completion_command(commands, parser)
     return parser

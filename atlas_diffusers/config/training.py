@@ -182,6 +182,10 @@ class TrainingConfig(StrictModel):
     save_dtype: Literal["float32", "float16"] = Field(
         default="float32", description="of the saved network's, or adapters', weights"
     )
+    license: str | None = Field(default=None, description="of the trained weights, for their model card, such as `cc-by-4.0`")
+    push_to_hub: str | None = Field(
+        default=None, description="`user/name` of the hub, to which the result is uploaded at the end"
+    )
     guidance_scale: float = Field(default=3.0, ge=1, description="of sample grids, and the default of the saved pipeline")
 
     @model_validator(mode="before")
@@ -198,6 +202,11 @@ class TrainingConfig(StrictModel):
             name, option = WEIGHT_KEYS[key]
             data["loss_weighting"] = {"name": name, option: data.pop(key)}
         return data
+
+    @property
+    def samples(self) -> bool:
+        """Whether the run makes pictures before it ends."""
+        return bool(self.sample_interval or self.eval_interval or self.class_images)
 
     @property
     def trains_text_encoder(self) -> bool:
@@ -278,8 +287,8 @@ class TrainingConfig(StrictModel):
             raise ValueError("eval_interval with a stream needs an eval_dataset that is not one")
         if self.eval_interval is None:
             self.refuse(("eval_count", "eval_dataset"), "without eval_interval")
-        if self.lora is not None and self.sample_interval is None and self.eval_interval is None:
-            self.refuse(("sample_steps", "guidance_scale"), "of adapters without sample_interval or eval_interval")
+        if self.lora is not None and not self.samples:
+            self.refuse(("sample_steps",), "of adapters without sample_interval, eval_interval or class_images")
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
+from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
 from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -37,7 +38,7 @@ class AtlasPipelineOutput(ImagePipelineOutput):
     bridge: BridgeReport | None = None
 
 
-class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin):
     """
     A network, a scheduler and what surrounds them; a subclass adds the call.
 
@@ -99,6 +100,13 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         if (Path(path) / FILE).is_file():
             pipeline.references = References.load(Path(path) / FILE)
         return pipeline
+
+    def load_ip_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused, as ``ValueError``: adapters that read pictures are made for networks of Diffusers."""
+        raise ValueError(
+            f"{type(self).__name__} takes no IP-adapter: its call has no picture to attend to; load the folder as Diffusers' "
+            "StableDiffusionPipeline where its network is a UNet2DConditionModel"
+        )
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in Diffusers; references go into ``references.safetensors``."""
@@ -202,6 +210,7 @@ class AtlasPipelineBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         return repeated(prompt_embeds), repeated(negative_prompt_embeds)
 
     def _encode(self, texts: list[str], device: torch.device, lora_scale: float | None) -> torch.Tensor:
+        texts = self.maybe_convert_prompt(texts, self.tokenizer)
         limit = self.tokenizer.model_max_length
         cut = [text for text, ids in zip(texts, token_lists(self.tokenizer, texts)) if len(ids) > limit]
         if cut:

@@ -9,6 +9,7 @@ import torch
 
 import atlas_diffusers
 
+from .._registration import SAMPLERS
 from ..pretrained import pretrained_path
 from .loading import check_values, named_damage, read_json_object
 
@@ -26,7 +27,7 @@ def short_names() -> dict[str, str]:
 def scheduler_class(name: str):
     """A scheduler class from its class name, or from the short name of one of ours (``ddim``, ``euler-ancestral``)."""
     short = short_names()
-    found = short.get(name.lower().replace("-", ""), name)
+    found = (SAMPLERS | short).get(name.lower().replace("-", ""), name)
     if not found.endswith("Scheduler") or not hasattr(diffusers, found):
         raise ValueError(f"scheduler {name!r} is unknown; allowed are {sorted(short)} and Diffusers' class names")
     return getattr(diffusers, found)
@@ -75,3 +76,10 @@ def swapped(pipeline: Any, cls: Any) -> "SchedulerMixin":
         trial.set_timesteps(10, **({"mu": 1.0} if trial.config.get("use_dynamic_shifting") else {}))
         trial.step(trial.scale_model_input(x, trial.timesteps[0]) * trial.order, trial.timesteps[0], x)
         return cls.from_config(pipeline.scheduler.config)
+
+
+def scheduler_for(pipeline: Any, name: str) -> "SchedulerMixin":
+    """A scheduler for a pipeline by a NAME: a class takes over the pipeline's noise process, a folder brings its own."""
+    if Path(name).is_dir():
+        return load_scheduler(name)
+    return swapped(pipeline, scheduler_class(name))

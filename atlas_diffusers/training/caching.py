@@ -75,22 +75,18 @@ class TensorCache:
         return self.__dict__ | {"_open": {}}
 
 
-NO_VARIANCE = -30.0  # the smallest log-variance that Diffusers' Gaussian has
-
-
-def latent_moments(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """Mean and log-variance of latents, (batch, 2·channels, height, width); only ``AutoencoderKL`` has a variance."""
+def encodings(vae: torch.nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """``moments``, mean and log-variance (batch, 2·channels, height, width), or ``latents`` where there is no variance."""
     encoded = vae.encode(pixels)
     if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.parameters
-    latents = encoded.latent if hasattr(encoded, "latent") else encoded.latents
-    return torch.cat([latents, torch.full_like(latents, NO_VARIANCE)], 1)
+        return {"moments": encoded.latent_dist.parameters}
+    return {"latents": encoded.latent if hasattr(encoded, "latent") else encoded.latents}
 
 
 class CachedPictures(Annotated):
     """
     Items of ``dataset`` with, instead of pixels, the ``moments`` (2·channels, height, width) of the Gaussian that an
-    autoencoder makes of them: its mean and log-variance, from which every step draws anew.
+    autoencoder makes of them, its mean and log-variance, from which every step draws anew; or ``latents`` of one without.
 
     Args:
         dataset: pictures; with flips both sides are encoded.
@@ -107,7 +103,7 @@ class CachedPictures(Annotated):
         def compute(places: range) -> dict[str, torch.Tensor]:
             pixels = [plain[place // self.sides, 0]["pixels"] for place in places]
             turned = [p.flip(-1) if place % self.sides else p for p, place in zip(pixels, places)]
-            return {"moments": latent_moments(vae, torch.stack(turned).to(vae.device, vae.dtype))}
+            return encodings(vae, torch.stack(turned).to(vae.device, vae.dtype))
 
         name = fingerprint(self.config.model_dump_json(), data_fingerprint(dataset), networks=(vae,))
         self.moments = TensorCache(folder / f"latents-{name}", self.sides * len(dataset), compute)

@@ -131,6 +131,8 @@ def _check_pictures(networks: Networks, config: TrainingConfig) -> None:
 
 
 def _check_text(networks: Networks, config: TrainingConfig) -> None:
+    if config.lora is not None and not config.samples and not networks.unet.config.get("guidance_embeds"):
+        config.refuse(["guidance_scale"], "of adapters whose network is told no guidance, in a run that makes no pictures")
     if networks.pipeline is not None:
         return
     takes_text = networks.text_encoder is not None and reads_text(networks.unet.config)

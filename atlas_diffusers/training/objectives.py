@@ -83,6 +83,8 @@ class Objective:
         if "moments" in batch:
             moments = batch["moments"].to(device, memory_format=torch.channels_last, non_blocking=True)
             return normalise_latents(self.vae, DiagonalGaussianDistribution(moments).sample(own))
+        if "latents" in batch:
+            return normalise_latents(self.vae, batch["latents"].to(device, non_blocking=True))
         pixels = batch[name].to(device, memory_format=torch.channels_last, non_blocking=True)
         if self.vae is None:
             return pixels

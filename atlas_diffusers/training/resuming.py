@@ -11,6 +11,7 @@ from .parts import Networks
 FREE = {
     "output_dir", "log_interval", "checkpoint_interval", "checkpoints_total_limit", "resume", "sample_interval",
     "sample_prompts", "sample_steps", "eval_interval", "eval_count", "eval_dataset", "trackers", "save_dtype", "guidance_scale",
+    "license", "push_to_hub",
     "gradient_checkpointing", "cache_latents", "cache_text_embeddings", "dataset.root", "dataset.num_workers",
     "dataset.download", "dataset.batch_size", "source_dataset.root", "source_dataset.num_workers", "source_dataset.download",
 }  # fmt: skip

@@ -29,6 +29,7 @@ from .outputs import build_evaluator, build_pipeline, class_pictures, load_pictu
 from .processes import join_processes
 from .recorder import Recorder
 from .resuming import compare_origins, origin_of
+from .sharing import push, write_card
 from .snapshot import Snapshot
 from .stopping import StopRequest, TrainingStopped, leave_signals_alone
 from .summary import summarise
@@ -158,6 +159,9 @@ class Trainer:
         if main:
             with self.averaged() as networks:
                 save_result(c, self.parts, networks, result)
+            write_card(c, self.pictures, self.folder, result)
+            if c.push_to_hub is not None:
+                push(result, c.push_to_hub)
         self.accelerator.end_training()
         return result
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import build_tiny_pipeline, seeded
 from PIL import Image
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+import atlas_diffusers
 from atlas_diffusers.cli import launching, main
 from atlas_diffusers.config import list_presets
 from atlas_diffusers.config.reference import MODELS, reference
@@ -37,6 +39,29 @@ def test_compare_draws_every_pipeline(tmp_path, capsys):
         assert image.width > 500
     assert main(["compare", "--steps", "2", "-o", str(sheet)]) == 0
     assert [line.split(":")[0] for line in lines(capsys)[:-1]] == [method.value for method in SamplingMethod]
+
+
+def test_compare_a_prompt_shows_a_pipelines_pictures(tmp_path, capsys):
+    pipeline = build_tiny_pipeline()
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    command = ["compare", "red heart", "-m", str(tmp_path / "pipeline"), "--guidance", "2", "-o", str(tmp_path / "sheet.png")]
+    assert main([*command, "--schedulers", "own", "heun", "ancestral", "--steps", "4", "2"]) == 0
+    found = [line.replace(",", "").split() for line in lines(capsys)[:-1]]
+    assert [(row[0], row[1], row[3]) for row in found] == [
+        ("own", "2", "2"), ("own", "4", "4"), ("heun", "2", "3"), ("heun", "4", "7"), ("ancestral", "2", "2"),
+        ("ancestral", "4", "4"),
+    ]  # fmt: skip
+    call = {"guidance_scale": 2.0, "output_type": "np"}
+    finest = pipeline("red heart", num_inference_steps=4, generator=[seeded()], **call).images
+    pipeline.scheduler = atlas_diffusers.AtlasHeunScheduler.from_config(pipeline.scheduler.config)
+    heun = pipeline("red heart", num_inference_steps=2, generator=[seeded()], **call).images
+    distance = float(((heun - finest) ** 2).mean() ** 0.5)
+    assert float(found[1][-1]) == 0.0 and float(found[2][-1]) == pytest.approx(distance, abs=1e-3) and distance > 0.01
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.size == (2 * 248 + 8, 3 * 270 + 8)
+    assert main([*command, "--shape", "1", "3", "8", "8"]) == 2 and main(["compare", "--model", "atlas-emoji"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "--shape: not read with a PROMPT" in errors[0] and "--model: not read without a PROMPT" in errors[1]
 
 
 def test_train_runs_the_script_as_accelerate_is_set_up(tmp_path, monkeypatch, capsys):

@@ -37,7 +37,7 @@ UNREAD = [
     (TrainingConfig, {**BRIDGE, "sample_interval": 9, "sample_prompts": ["ball"]}, "not read by objective='bridge_matching'"),
     (TrainingConfig, {**BRIDGE, "source_dataset": {"num_workers": 2}}, "num_workers=2: not read of source_dataset"),
     (TrainingConfig, {**BRIDGE, "coupling": "paired", "dataset": {"random_flip": True}}, "give random_flip to both data sets"),
-    (TrainingConfig, {**ADAPTERS, "guidance_scale": 2.0}, "guidance_scale=2.0: not read of adapters without sample_interval"),
+    (TrainingConfig, {**ADAPTERS, "sample_steps": 2}, "sample_steps=2: not read of adapters without sample_interval"),
     (TrainingConfig, {**ADAPTERS, "lora": {"text_encoder_modules": ["q_proj"]}, "train_text_encoder": False},
      "lora.text_encoder_modules names what trains of it"),
     (TrainingConfig, {"text_encoder": None, "train_text_encoder": False}, "train_text_encoder: false needs init_from"),

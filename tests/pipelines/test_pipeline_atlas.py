@@ -1,3 +1,4 @@
+import copy
 import threading
 
 import diffusers
@@ -319,3 +320,21 @@ def test_lora_of_unet_and_text_encoder_saves_loads_and_scales(tiny_pipeline, tmp
 def test_from_pipe_shares_the_networks(tiny_pipeline):
     other = AtlasPipeline.from_pipe(tiny_pipeline, scheduler=EulerDiscreteScheduler())
     assert other.unet is tiny_pipeline.unet and isinstance(other.scheduler, EulerDiscreteScheduler)
+
+
+def test_learned_words_are_read_as_their_vectors():
+    """Textual inversion of two vectors: the text encoder is shown both tokens."""
+    pipeline = copy.deepcopy(build_tiny_pipeline())
+    vectors = torch.randn(2, 16, generator=seeded(4))
+    with torch.random.fork_rng():
+        pipeline.load_textual_inversion([{"<thing>": vectors}])
+    seen = []
+    pipeline.text_encoder.get_input_embeddings().register_forward_hook(lambda module, args, output: seen.append(output))
+    pipeline.encode_prompt("red <thing>", do_classifier_free_guidance=False)
+    rows = seen[0][0]
+    assert all((rows - vector).abs().sum(-1).min() < 1e-6 for vector in vectors)
+
+
+def test_adapters_that_read_pictures_are_refused():
+    with pytest.raises(ValueError, match="AtlasPipeline takes no IP-adapter"):
+        build_tiny_pipeline().load_ip_adapter("folder")
