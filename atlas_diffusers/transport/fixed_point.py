@@ -75,6 +75,19 @@ class SinkhornMap:
         bound = math.inf if self.is_relaxed else self.kernel.bound
         return phi.clamp(self.kernel.phi - bound, self.kernel.phi + bound)
 
+    def moderate(self, phi: torch.Tensor) -> torch.Tensor:
+        """
+        Row potentials that ask for relaxed marginals below ``e^LARGEST_EXPONENT`` times the weights, as any solution does: plan
+        and cost are then finite.
+        """
+        if self.column is not None:
+            psi = self.column.relax(self.kernel.soft_columns(phi))
+            excess = (self.column.log_target(psi) - LARGEST_EXPONENT).amax(-1, keepdim=True).clamp(min=0)
+            phi = phi - excess * (1 + 1 / self.column.ratio)
+        if self.row is not None:
+            phi = phi.maximum(-LARGEST_EXPONENT / self.row.ratio - self.row.term)
+        return phi
+
     def __call__(self, phi: torch.Tensor) -> Evaluation:
         if self.is_relaxed:
             return self._relaxed(phi)
@@ -204,6 +217,9 @@ class FixedPoint:
             self._advance(evaluation, reading)
         state = self._state
         state.phi = choose(evaluation.error <= self.tolerance, evaluation.phi, state.best_image)
+        if self.step.is_relaxed and not self.check_every:  # nobody has read where they went
+            self.step.kernel.be_exact()
+            state.phi = self.step.moderate(state.phi)
         last = self.step(state.phi)
         finite = last.error.isfinite() & last.psi.isfinite().all(-1)
         last = last._replace(psi=choose(finite, last.psi, state.psi), error=last.error.nan_to_num(nan=math.inf))

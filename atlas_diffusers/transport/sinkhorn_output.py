@@ -10,6 +10,8 @@ from .costs import Cost
 from .inputs import log_weights
 from .split_costs import PointCost
 
+LARGEST_EXPONENT = 700.0
+
 
 @dataclass(frozen=True, eq=False)
 class SinkhornOutput:
@@ -103,7 +105,7 @@ class SinkhornOutput:
             phi, psi = self._flat(f) / self._epsilon + self._log(self.a), self._flat(g) / self._epsilon + self._log(self.b)
             mass = self._shaped((psi + self.geometry.log_columns(phi)).exp().sum(-1), 0)
         else:
-            mass = (self.b if self.rho[1] == math.inf else self.b * (-g / self.rho[1]).exp()).sum(-1)
+            mass = (self.b if self.rho[1] == math.inf else self.b * _exponents(g, self.rho[1]).exp()).sum(-1)
         return value - self.epsilon * (mass - self.a.sum(-1) * self.b.sum(-1))
 
     @cached_property
@@ -180,11 +182,16 @@ class SinkhornOutput:
 
 def _distance(marginal: torch.Tensor, potential: torch.Tensor, weights: torch.Tensor, rho: float) -> torch.Tensor:
     """L1 distance of a marginal from the weights, or from what is optimal for a relaxed one's potential, over their total."""
-    target = weights if rho == math.inf else weights * (-potential / rho).exp()
+    target = weights if rho == math.inf else weights * _exponents(potential, rho).exp()
     return (marginal - target).abs().sum(-1) / weights.sum(-1)
 
 
 def _dual(potential: torch.Tensor, weights: torch.Tensor, rho: float) -> torch.Tensor:
     if rho == math.inf:
         return (weights * potential).sum(-1)
-    return -rho * (weights * (-potential / rho).expm1()).sum(-1)
+    return -rho * (weights * _exponents(potential, rho).expm1()).sum(-1)
+
+
+def _exponents(potential: torch.Tensor, rho: float) -> torch.Tensor:
+    """Log of a relaxed marginal over its weights; a point without weight may ask for more than there are numbers for."""
+    return (-potential / rho).clamp(max=LARGEST_EXPONENT)

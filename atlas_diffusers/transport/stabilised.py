@@ -80,6 +80,10 @@ class StabilisedKernel(ABC):
         """From now on exact for all potentials, and slow."""
         self.logarithmic, self.bound = True, math.inf
 
+    def be_exact(self) -> None:
+        """From now on exact for all potentials, where that can be."""
+        self.use_logarithms()
+
     def select(self, members: torch.Tensor) -> None:
         """Keep these members of the batch."""
         self.log_a, self.log_b = self.log_a[members], self.log_b[members]
@@ -276,6 +280,9 @@ class OperatorKernel(StabilisedKernel):
             self.bound = math.inf
         else:
             super().use_logarithms()
+
+    def be_exact(self) -> None:
+        self.absorb(self.psi, ())
 
     def use_logarithms(self) -> None:
         name = type(self._cost.operator).__name__

@@ -439,3 +439,15 @@ def test_a_schedule_of_ones_own_by_subclassing():
     stock = diffusers.DDPMScheduler(num_train_timesteps=300, **options)
     assert_same(trajectory(scheduler, 10), trajectory(stock, 10))
     torch.testing.assert_close(AtlasEulerScheduler.from_config(scheduler.config).betas, scheduler.betas)
+
+
+def test_heun_that_starts_at_a_corrector_has_nothing_to_correct():
+    """As an image-to-image call of Diffusers may: x stays, and the next step is that of a trajectory which starts there."""
+    x, output = (torch.randn(1, 3, 4, 4, generator=seeded(seed)) for seed in (1, 2))
+    late, plain = AtlasHeunScheduler(), AtlasHeunScheduler()
+    for scheduler in (late, plain):
+        scheduler.set_timesteps(5)
+    late.set_begin_index(1)
+    assert torch.equal(late.step(output, late.timesteps[1], x).prev_sample, x)
+    ends = [each.step(output, each.timesteps[2], x).prev_sample for each in (late, plain)]
+    assert torch.equal(*ends) and not torch.equal(ends[0], x)

@@ -15,7 +15,7 @@ from atlas_diffusers.cli import main
 from atlas_diffusers.config import DatasetConfig
 from atlas_diffusers.metrics import efficientnet_features, energy_distance, kid, manifold_overlap
 from atlas_diffusers.pictures.sheets import to_pictures
-from atlas_diffusers.training import BridgePairs, Evaluator, PictureDataset, load_training_data
+from atlas_diffusers.training import BridgePairs, Evaluator, PictureDataset, evaluation, load_training_data
 
 DATA = {"name": "embedded:emoji", "categories": ["Activities"], "resolution": 8}
 
@@ -26,9 +26,10 @@ def dataset():
     return PictureDataset(load_training_data(config).select(range(12)), config)
 
 
-def test_the_numbers_are_those_of_the_metrics(dataset):
-    """Each caption's picture from the noise of its own seed."""
-    pipeline = build_tiny_pipeline()
+def test_the_numbers_are_those_of_the_metrics(dataset, float64, monkeypatch):
+    """Each caption's picture from the noise of its own seed; made one by one in float64 they are those that were rated."""
+    pipeline, rated, features_of = build_tiny_pipeline(), [], evaluation._features
+    monkeypatch.setattr(evaluation, "_features", lambda pictures: (rated.append(pictures), features_of(pictures))[1])
     numbers, sheet = Evaluator(dataset)(pipeline, count=14, num_inference_steps=2, guidance_scale=1.0, seed=3)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3)).tolist()
     prompts = [dataset[order[k % 12], 0]["text"] for k in range(14)]
@@ -38,13 +39,17 @@ def test_the_numbers_are_those_of_the_metrics(dataset):
         ).images[0]
         for k, prompt in enumerate(prompts)
     ]
-    found, real = torch.stack(images), torch.stack([dataset[index, 0]["pixels"] for index in range(12)])
-    features, others = efficientnet_features(found), efficientnet_features((real / 2 + 0.5).clamp(0, 1))
-    assert numbers["kid"] == pytest.approx(kid(features, others).mean, rel=1e-3, abs=1e-5)
-    assert numbers["energy_distance"] == pytest.approx(energy_distance(features, others), rel=1e-3)
+    real, found = rated
+    assert torch.equal(real, torch.stack([dataset[index, 0]["pixels"] for index in range(12)]))
+    # the pictures are rounded to float32
+    torch.testing.assert_close(found.double(), 2 * torch.stack(images) - 1, rtol=0, atol=2e-7)
+    # of one batch, so that the features are bit-equal
+    features, others = (efficientnet_features((pictures / 2 + 0.5).clamp(0, 1)) for pictures in (found, real))
+    assert numbers["kid"] == pytest.approx(kid(features, others).mean, rel=1e-9)
+    assert numbers["energy_distance"] == pytest.approx(energy_distance(features, others), rel=1e-9)
     assert numbers["recall"] == manifold_overlap(others, features).recall
-    nearest = (found * 2 - 1 - real[:, None]).square().flatten(2).mean(2).sqrt().min(0).values.median().item()
-    assert numbers["nearest_median"] == pytest.approx(nearest, rel=1e-4)
+    nearest = (found.double() - real.double()[:, None]).square().flatten(2).mean(2).sqrt().min(0).values.median().item()
+    assert numbers["nearest_median"] == pytest.approx(nearest, rel=1e-9)
     assert numbers["generated"] == 14 and numbers["real"] == 12 and sheet.width > 8 * 64
 
 

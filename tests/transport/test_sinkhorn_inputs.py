@@ -95,7 +95,7 @@ def test_dtypes(dtype, weights):
     tolerance=st.sampled_from([1e-2, 1e-7]),
     duplicates=st.booleans(),
     zeros=st.integers(0, 3),
-    rho=st.sampled_from([None, 0.1, (None, 1e3)]),
+    rho=st.sampled_from([None, 0.1, (None, 1e3), (0.1, None), (1e-3, 1e3), 1e-3]),
     read=st.booleans(),
     seed=st.integers(0, 99),
 )
@@ -103,12 +103,14 @@ def test_dtypes(dtype, weights):
 @example((2, 2, 1), 1e-3, 1e-15, 0.0, torch.float32, 1e-2, False, 1, None, False, 0)
 @example((7, 3, 1), 1e-3, 1.0, 0.0, torch.float64, 1e-2, False, 0, None, False, 8)
 @example((9, 3, 1), 1e-3, 1e-15, 0.0, torch.float32, 1e-2, False, 0, None, False, 10)
+@example((11, 10, 2), 2e-4, 1.0, 3.0, torch.float64, 1e-2, True, 0, (1e-3, 1e3), False, 75)
+@example((9, 11, 1), 2e-6, 1.0, 3.0, torch.float64, 1e-2, True, 0, (None, 0.1), False, 14)
+@example((7, 12, 1), 2.4e-5, 1e-15, 0.0, torch.float64, 1e-2, True, 3, (1e-3, 1e3), False, 9)
+@example((9, 5, 2), 6e-5, 1e15, 3.0, torch.float64, 1e-2, False, 2, 0.1, False, 13)
 @example((1, 2, 1), 1.0, 1e-15, 1e4, torch.float32, 1e-2, False, 0, 0.1, True, 0)
 def test_everything_is_finite(sizes, relative, scale, shift, dtype, tolerance, duplicates, zeros, rho, read, seed):
     """Over scales, distances, weights, penalties, and both with and without reads by the host."""
     n, m, d = sizes
-    if rho is not None and not read:  # there is no annealing then, and the least ε is documented
-        relative = max(relative, 0.01)
     x = torch.randn(n, d, generator=seeded(seed), dtype=torch.float64)
     y = torch.randn(m, d, generator=seeded(seed + 100), dtype=torch.float64) + shift
     if duplicates:
