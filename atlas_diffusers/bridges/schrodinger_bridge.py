@@ -15,6 +15,7 @@ from ..transport.split_costs import SplitCost
 from .references import ReferencePoints, ReferenceSet
 
 logger = logging.getLogger(__name__)
+LEAST_SIGNAL = 1e-6  # α/σ
 PROBED = 256  # noised references that stand for particles
 WITHOUT_SIGNAL = 1e100  # σ/α at which every reference is as likely as its weight
 
@@ -204,9 +205,10 @@ class SchrodingerBridgeSolver:
         """
         How many references explain a sample at this noise level: the gate's measure before there are particles.
 
-        The median over ``PROBED`` noised references of exp(entropy of the posterior among all *other* references).
+        The median over ``PROBED`` noised references of exp(entropy of the posterior among all *other* references); at α = 0
+        its limit.
         """
-        references = self._set
+        references, alpha = self._set, max(alpha, LEAST_SIGNAL * sigma)
         generator = torch.Generator(references.device).manual_seed(0)
         chosen = torch.multinomial(self._log_weights.exp(), PROBED, replacement=True, generator=generator)
         clean = references.take(chosen)

@@ -65,6 +65,19 @@ def test_a_flow_goes_where_the_bridge_says(name, shift):
     torch.testing.assert_close(out.images, target[:1].to(out.images).expand(4, -1, -1, -1), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("name", ["AtlasDDIMScheduler", "AtlasMultistepScheduler"])
+@pytest.mark.parametrize("bridge", [None, {"steps": 3}], ids=str)
+def test_a_dynamic_shift_is_asked_for_and_a_static_one_takes_its_place(name, bridge):
+    """Our networks have no tokens by which a pipeline would know μ; bridge steps choose levels, so no shift moves them."""
+    references = {} if bridge is None else {"references": torch.rand(6, 3, 8, 8, generator=seeded(5)), "bridge": bridge}
+    call = {**references, "num_inference_steps": 4, "generator": seeded(), "output_type": "latent"}
+    scheduler = getattr(atlas_diffusers, name)(use_flow_sigmas=True, use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match="use_dynamic_shifting=True needs .*mu=.*; give it, or switch the option off"):
+        build_tiny_pipeline(scheduler=scheduler)([""] * 2, **call)
+    static = type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False, shift=math.exp(1.15))
+    assert build_tiny_pipeline(scheduler=static)([""] * 2, **call).images.isfinite().all()
+
+
 def test_a_flow_couples_at_its_own_levels():
     """Against the loop written out: x = (1 − s) x_0 + s ε, v = (x − x_0)/s."""
     references = torch.rand(6, 3, 8, 8, generator=seeded(5)) * 2 - 1
