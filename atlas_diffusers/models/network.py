@@ -12,6 +12,9 @@ from diffusers.models.embeddings import TextTimeEmbedding, TimestepEmbedding, Ti
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+# what a damaged configuration must not exceed, so that nothing takes all the memory
+LARGEST, MOST = 2**20, {"sample_size": 2**13}
+
 
 class AtlasNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     """
@@ -44,6 +47,9 @@ class AtlasNetwork(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
                   if parameter.annotation in (int, int | None)]  # fmt: skip
         if bad := {name: c[name] for name in counts if c[name] is not None and c[name] < 1}:
             raise ValueError(f"{', '.join(f'{name}={value}' for name, value in bad.items())}; expected at least 1")
+        if large := {name: c[name] for name in counts if c[name] is not None and c[name] > MOST.get(name, LARGEST)}:
+            told = ", ".join(f"{name}={value}; expected at most {MOST.get(name, LARGEST)}" for name, value in large.items())
+            raise ValueError(told)
         if c.addition_embed_type not in (None, "text"):
             raise ValueError(f"addition_embed_type={c.addition_embed_type!r}; allowed are None and 'text'")
 

@@ -22,6 +22,7 @@ from .options import SchedulerOptions, Unpack, takes_options
 from .position import Run, Runs, StepPosition
 from .processes import flow_process, is_flow, settle_flow
 
+MOST_TIMESTEPS = 10**6
 ZERO_SNR_FLOOR = 2.0**-24
 WORKING_DTYPES = torch.float32, torch.float64
 
@@ -153,6 +154,8 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
     def _check_config(self) -> None:
         c = self.config
         check_prediction_type(c.prediction_type)
+        if not 1 <= c.num_train_timesteps <= MOST_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps={c.num_train_timesteps}; expected 1 to {MOST_TIMESTEPS}")
         for name, allowed in (
             ("timestep_spacing", TIMESTEP_SPACINGS),
             ("final_sigmas_type", ("zero", "sigma_min")),

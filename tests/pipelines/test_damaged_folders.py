@@ -49,7 +49,11 @@ VALUES = [
     (SCHEDULER, {"beta_end": "0.02"}, "beta_end='0.02'; expected float"),
     (SCHEDULER, {"beta_schedule": []}, r"beta_schedule=\[\]; expected str"),
     (SCHEDULER, {"num_train_timesteps": 1.5}, r"num_train_timesteps=1\.5; expected int"),
-    (SCHEDULER, {"num_train_timesteps": -1}, "cannot be loaded: number of steps must be non-negative"),
+    (SCHEDULER, {"num_train_timesteps": -1}, "num_train_timesteps=-1; expected 1 to 1000000"),
+    (SCHEDULER, {"num_train_timesteps": 10**12}, "num_train_timesteps=1000000000000; expected 1 to 1000000"),
+    (UNET, {"sample_size": 10**9}, "sample_size=1000000000; expected at most 8192"),
+    (UNET, {"base_channels": 2**30}, "base_channels=1073741824; expected at most 1048576"),
+    (SCHEDULER, {"beta_start": [0.5]}, r"beta_start=\[0.5\]; expected float"),
     (SCHEDULER, {"trained_betas": "x"}, "trained_betas='x'; expected "),
     (SCHEDULER, {"clip_sample": None}, "clip_sample=None; expected bool"),
     (SCHEDULER, {"beta_schedule": "bogus"}, "beta_schedule='bogus' is unknown"),
@@ -93,6 +97,16 @@ def test_a_text_encoder_without_its_tokenizer(folder):
     (folder / INDEX).write_text(json.dumps(index | {"tokenizer": [None, None]}))
     with pytest.raises(ValueError, match="has no tokenizer; give prompt_embeds"):
         AtlasPipeline.from_pretrained(folder)("red heart")
+
+
+def test_a_beginning_above_the_end_of_the_betas_draws_or_is_named(folder):
+    """0.5 at the start leaves no signal at the end: steps from there are refused in one line."""
+    config = json.loads((folder / SCHEDULER).read_text())
+    (folder / SCHEDULER).write_text(json.dumps(config | {"beta_start": 0.5}))
+    with pytest.warns(UserWarning, match="betas must lie in .*leave no signal"):
+        pipeline = AtlasPipeline.from_pretrained(folder)
+        with pytest.raises(ValueError, match="timestep 999: betas must lie in .*leave no signal"):
+            pipeline("red heart", generator=seeded())
 
 
 def test_values_drawn_at_random_never_escape(folder):

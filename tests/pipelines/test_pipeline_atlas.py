@@ -224,6 +224,22 @@ def test_a_diffusers_callback_switches_guidance_off(tiny_pipeline):
     assert [len(sample) for sample, _, _ in tiny_pipeline.unet.calls] == [2, 2, 1, 1]
 
 
+def test_a_callback_gets_the_negative_states_first(tiny_pipeline):
+    """As Diffusers' pipelines hand them over; what comes back in this order changes nothing."""
+    seen = []
+
+    def callback(pipeline, index, t, tensors):
+        seen.append(tensors["prompt_embeds"])
+        return {"prompt_embeds": tensors["prompt_embeds"].clone()}
+
+    options = {"negative_prompt": "blue star", "guidance_scale": 3.0}
+    called = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    found = generate(tiny_pipeline, "red heart", **options, **called)
+    states, negative = tiny_pipeline.encode_prompt("red heart", negative_prompt="blue star")
+    assert torch.equal(seen[0], torch.cat([negative, states])) and not torch.equal(states, negative)
+    torch.testing.assert_close(found, generate(tiny_pipeline, "red heart", **options))
+
+
 def test_states_of_a_callback_must_fit_the_guidance(tiny_pipeline):
     def halve(pipeline, index, t, tensors):
         return {"prompt_embeds": tensors["prompt_embeds"].chunk(2)[1]}

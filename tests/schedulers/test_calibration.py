@@ -12,13 +12,14 @@ from scipy.optimize import minimize
 
 from atlas_diffusers import AtlasMultistepScheduler, AtlasPipeline
 from atlas_diffusers.schedulers.adams_bashforth import adams_bashforth
+from atlas_diffusers.schedulers.calibration import fit as fit_module
 from atlas_diffusers.schedulers.calibration.calibrator import Calibrator
-from atlas_diffusers.schedulers.calibration.fit import follow, least_squares, ridge_solution
+from atlas_diffusers.schedulers.calibration.fit import Fit, follow, least_squares, ridge_solution
 from atlas_diffusers.schedulers.calibration.model import FunctionModel
 from atlas_diffusers.schedulers.calibration.node_placement import Placement
 from atlas_diffusers.schedulers.calibration.refine import DIFFERENCE, affordable, derivatives, refine
 from atlas_diffusers.schedulers.calibration.tables import StepTable
-from atlas_diffusers.schedulers.calibration.teacher import run_teacher, teacher_sigmas, teacher_steps_that_suffice
+from atlas_diffusers.schedulers.calibration.teacher import Trajectories, run_teacher, teacher_sigmas, teacher_steps_that_suffice
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 OPTIONS = {"config": CONFIG, "progress": False}
@@ -220,6 +221,23 @@ def test_few_trajectories_that_no_coefficients_serve_do_not_decide():
     expected = np.linalg.lstsq(columns.flatten(0, 1).numpy(), wanted.flatten().numpy())[0]
     np.testing.assert_allclose(squares.numpy(), expected, atol=1e-8)
     assert loss(ridge_solution(columns, wanted, 1e-12)) - least < 0.2 * (loss(squares) - least)
+
+
+def test_a_ridge_is_chosen_by_trajectories_that_it_was_not_fitted_to(monkeypatch):
+    """One of three candidates serves the others, though the rows that it was fitted to like another one better."""
+    generator = seeded(1)
+    states, velocities = (torch.randn(2, 8, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    train = torch.arange(8) < 4
+    teacher = Trajectories([2.0, 0.5], states, velocities, torch.zeros(8, 3, dtype=torch.float64))
+    fitting = Fit(teacher, [0, 1], train)
+    row = adams_bashforth(fitting.angles[:1], fitting.angles[1])
+    wanted, columns = states[1] - states[0] - row[0] * velocities[0], torch.stack([velocities[0], states[0]], -1)
+    of_train, of_others = (least_squares(columns[rows].flatten(0, 1), wanted[rows].flatten(), 0) for rows in (train, ~train))
+    candidates = iter((of_train, of_others, 0 * of_train))
+    monkeypatch.setattr(fit_module, "ridge_solution", lambda *arguments: next(candidates))
+    fitting(0, states[0], velocities[0])
+    assert fitting.scales == [pytest.approx(of_others[-1].item())]
+    assert fitting.weights[0] == [pytest.approx(row[0] + of_others[0].item())]
 
 
 def test_a_calibration_that_is_no_better_is_not_kept():

@@ -114,6 +114,18 @@ def test_resolutions_are_drawn_equally_and_pictures_averaged(tmp_path, monkeypat
         torch.testing.assert_close(sample, alpha * data + sigma * noise)
 
 
+def test_processes_share_the_timesteps_of_a_step(tmp_path, monkeypatch):
+    """Those of two processes, one after the other, are those of one with twice the batch."""
+    run, parts = build(tmp_path), []
+    whole = run.objective._timesteps(8, seeded())
+    for rank in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(run.accelerator), "num_processes", 2)
+            patch.setattr(type(run.accelerator), "process_index", rank)
+            parts.append(run.objective._timesteps(4, seeded()))
+    assert torch.equal(torch.cat(parts), whole) and len(whole.unique()) == 8
+
+
 def test_the_saved_network_knows_its_resolutions(tmp_path):
     folder = build(tmp_path, max_steps=1, num_resolutions=2).train()
     assert AtlasUNet2DModel.load_config(folder / "unet")["num_resolutions"] == 2

@@ -150,6 +150,16 @@ def test_extrapolated_divergence_is_nearer_to_the_distance():
     assert abs(twice - exact) > abs(plain - exact)  # the weights of the plain cost are worse than nothing
 
 
+def test_a_divergence_of_weighted_clouds_has_no_direction():
+    """Each cloud is compared with itself by its own weights."""
+    x, y = (torch.randn(30, 2, generator=seeded(seed), dtype=torch.float64) for seed in (1, 2))
+    a, b = (torch.rand(30, generator=seeded(seed), dtype=torch.float64) + 0.05 for seed in (3, 4))
+    a, b = a / a.sum(), b / b.sum()
+    there = sinkhorn_divergence(x, y + 1, 0.5, a, b, tolerance=1e-9).item()
+    assert there == pytest.approx(sinkhorn_divergence(y + 1, x, 0.5, b, a, tolerance=1e-9).item(), rel=1e-6)
+    assert there > 0.1 and abs(sinkhorn_divergence(y, y, 0.5, b, b, tolerance=1e-9).item()) < 1e-7
+
+
 def test_divergence_of_equal_clouds_is_zero():
     x = torch.randn(50, 3, generator=seeded(1), dtype=torch.float64)
     assert abs(sinkhorn_divergence(x, x[torch.randperm(50, generator=seeded(2))], 0.5, tolerance=1e-9).item()) < 1e-8
