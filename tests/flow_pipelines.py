@@ -1,7 +1,7 @@
 """
 Tiny pipelines of Diffusers that sample a flow, built without a hub, and how each of them is called.
 
-Prompts are embeddings, so there are no text encoders; samples have 16x16 latents or fewer, and ten network calls.
+Prompts are embeddings (test_drop_in_flow_text.py has texts); samples have 16x16 latents or fewer, and ten network calls.
 """
 
 import functools
