@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.composer import ComposerError
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -47,7 +48,7 @@ class _Loader(yaml.SafeLoader):
         """Of two equal keys PyYAML takes the last one without a word."""
         node = super().compose_mapping_node(anchor)
         if key := _twice([key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]):
-            raise yaml.composer.ComposerError(None, None, f"key {key!r} stands there twice", node.start_mark)
+            raise ComposerError(None, None, f"key {key!r} stands there twice", node.start_mark)
         return node
 
 

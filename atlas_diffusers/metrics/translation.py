@@ -92,7 +92,7 @@ def main() -> int:
         pipeline.set_progress_bar_config(disable=True)
 
         def translate(pictures: list[Image.Image]) -> list[Image.Image]:
-            return pipeline(pictures, num_inference_steps=args.steps).images
+            return pipeline(pictures, num_inference_steps=args.steps, return_dict=False)[0]
 
         found = measure_translation(translate, PictogramBank(args.features), args.source, args.target, args.pictures)
         print(json.dumps(asdict(found), indent=1))

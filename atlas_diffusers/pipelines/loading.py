@@ -57,7 +57,8 @@ def class_of(source: str) -> str | None:
         index = folder / "model_index.json"
         name = read_json_object(index).get("_class_name") if index.is_file() else None
     else:
-        name = DiffusionPipeline.load_config(source).get("_class_name") if "/" in source else None
+        config: Any = DiffusionPipeline.load_config(source) if "/" in source else {}
+        name = config.get("_class_name")
     return name if isinstance(name, str) else None
 
 

@@ -36,7 +36,9 @@ class BridgeMatching(Objective):
             source, data = self._every(dataset.source), self._every(dataset.pictures)
             self.coupling = MixtureCoupling(source, data, self.config.bridge_sigma, self.config.seed)
 
-    def loss(self, data: Any, batch: dict, own: Any, generator: Any, halvings: int):
+    def loss(
+        self, data: torch.Tensor, batch: dict, own: list[torch.Generator], generator: torch.Generator, halvings: int
+    ) -> torch.Tensor:
         source, data = self._paired(self._source(batch, own, halvings), data, generator)
         s = self._times(len(data), generator)
         noise = randn_tensor(data.shape, own, data.device, data.dtype)
@@ -86,7 +88,9 @@ class BridgeFitting(BridgeMatching):
     def _pass(self, step: int) -> int:
         return step * self.config.bridge_passes // (self.config.max_steps or 1)
 
-    def loss(self, data: Any, batch: dict, own: Any, generator: Any, halvings: int):
+    def loss(
+        self, data: torch.Tensor, batch: dict, own: list[torch.Generator], generator: torch.Generator, halvings: int
+    ) -> torch.Tensor:
         c, number, conditions = self.config, self._pass(self.step), self._conditions(batch, own)
         source = self._source(batch, own, halvings)
         if number == 0:

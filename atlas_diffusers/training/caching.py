@@ -75,7 +75,7 @@ class TensorCache:
         return self.__dict__ | {"_open": {}}
 
 
-def encodings(vae: torch.nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+def encodings(vae: Any, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
     """``moments``, mean and log-variance (batch, 2·channels, height, width), or ``latents`` where there is no variance."""
     encoded = vae.encode(pixels)
     if hasattr(encoded, "latent_dist"):
@@ -94,7 +94,7 @@ class CachedPictures(Annotated):
         folder: where the shards are kept.
     """
 
-    def __init__(self, dataset: PictureDataset, vae: torch.nn.Module, folder: Path):
+    def __init__(self, dataset: PictureDataset, vae: Any, folder: Path):
         super().__init__(dataset)
         self.sides = 2 if self.config.random_flip else 1
         plain = PictureDataset(dataset.data, self.config.model_copy(update={"random_flip": False}))
@@ -145,9 +145,7 @@ class CaptionCache:
         made_by: names those networks.
     """
 
-    def __init__(
-        self, texts: list[str], encode: Callable[[list[str]], dict[str, torch.Tensor]], folder: Path, made_by: str
-    ):
+    def __init__(self, texts: list[str], encode: Callable[[list[str]], dict[str, torch.Tensor]], folder: Path, made_by: str):
         unique = sorted({"", *texts})
 
         @torch.no_grad()

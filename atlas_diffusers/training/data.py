@@ -247,7 +247,9 @@ class BridgePairs(Annotated):
 
     def __getitem__(self, item: tuple[int, int]) -> dict:
         index, draw = item
-        free = self.partners is None
-        partner = random.Random(f"source {index} {draw}").randrange(len(self.source)) if free else self.partners[index]
+        if self.partners is None:
+            partner = random.Random(f"source {index} {draw}").randrange(len(self.source))
+        else:
+            partner = self.partners[index]
         # the same draw: a pair is mirrored together
         return self.pictures[index, draw] | {"source": self.source[partner, draw]["pixels"]}

@@ -62,7 +62,7 @@ class Family:
         if lora is not None and lora.quantize is not None:
             options["quantization_config"] = _quantization(lora.quantize, cls.network, dtype)
         with torch.random.fork_rng(), named_damage(f"{source} cannot be loaded"):
-            pipeline = getattr(diffusers, class_of(source)).from_pretrained(source, **options)
+            pipeline = getattr(diffusers, str(class_of(source))).from_pretrained(source, **options)
         if lora is not None and lora.quantize is not None:
             from peft import prepare_model_for_kbit_training
 

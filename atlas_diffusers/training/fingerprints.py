@@ -56,8 +56,9 @@ def data_fingerprint(pictures: PictureDataset | Annotated) -> str:
 
 def _named(column: Any) -> list[tuple[str, int]]:
     """Name and size of each picture of an Arrow column, without reading it; 0 for one that is not there."""
-    import pyarrow.compute as pc
+    import pyarrow.compute
 
+    pc: Any = pyarrow.compute  # makes its functions when it is imported
     paths = (path or "" for path in pc.struct_field(column, "path").to_pylist())
     sizes = pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()
     return [

@@ -28,7 +28,8 @@ def add_adapters(networks: Networks, config: LoRAConfig) -> None:
         names = config.text_encoder_modules
         raise ValueError(f"lora.text_encoder_modules={names}, but the pipeline has no text encoder that could have adapters")
     used = set()
-    for network in modules.values():
+    for module in modules.values():
+        network: Any = module
         network.requires_grad_(False)
         if targets := config.target_modules if network is networks.unet else config.text_encoder_modules:
             known = [layer for layer, _ in network.named_modules()]
@@ -49,9 +50,10 @@ def write_adapters(folder: Path, parts: Networks, networks: dict[str, torch.nn.M
 
     arguments: dict[str, Any] = {}
     for name, network in networks.items():
-        if getattr(network, "peft_config", None):
+        configurations: dict[str, Any] | None = getattr(network, "peft_config", None)
+        if configurations:
             state = get_peft_model_state_dict(network)
             arguments[f"{name}_lora_layers"] = {key: value.to(dtype).contiguous() for key, value in state.items()}
-            arguments[f"{name}_lora_adapter_metadata"] = network.peft_config["default"].to_dict()
+            arguments[f"{name}_lora_adapter_metadata"] = configurations["default"].to_dict()
     pipeline = atlas_diffusers.AtlasPipeline if parts.pipeline is None else type(parts.pipeline)
     pipeline.save_lora_weights(folder, **arguments)

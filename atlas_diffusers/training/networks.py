@@ -1,6 +1,7 @@
 """What a recipe trains: new networks, or those of a pipeline, and the noise process."""
 
 import copy
+from typing import Any
 
 import torch
 from diffusers.training_utils import cast_training_params
@@ -155,7 +156,7 @@ def _new_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     return Networks(new_network(config, vae), text_encoder, tokenizer, vae, None, Own)
 
 
-def new_network(config: TrainingConfig, vae: torch.nn.Module | None = None) -> AtlasUNet2DModel | AtlasTransformer2DModel:
+def new_network(config: TrainingConfig, vae: Any = None) -> AtlasUNet2DModel | AtlasTransformer2DModel:
     """
     The network that a recipe describes; sizes that it does not give are those of the data, or of an autoencoder's latents, and
     of the text encoder.

@@ -46,6 +46,7 @@ class Objective:
         self.embeddings = embeddings or self.family.encode
         self.vae, self.tokenizer, self.scheduler = networks.vae, networks.tokenizer, networks.scheduler
         self.no_class = networks.unet.config.get("num_class_embeds")
+        self.class_weight = 0.0 if config.class_images is None else config.class_images.weight
 
     @staticmethod
     def build_scheduler(config: TrainingConfig, start: dict):
@@ -62,7 +63,7 @@ class Objective:
         loss = self._of(batch, generator)
         if "class_picture" not in batch:
             return loss
-        return loss + self.config.class_images.weight * self._of(batch["class_picture"], generator)
+        return loss + self.class_weight * self._of(batch["class_picture"], generator)
 
     def _of(self, batch: dict, generator: torch.Generator) -> torch.Tensor:
         own = [torch.Generator().manual_seed(draw) for draw in batch["draw"].tolist()]
@@ -82,7 +83,8 @@ class Objective:
         device = self.accelerator.device
         if "moments" in batch:
             moments = batch["moments"].to(device, memory_format=torch.channels_last, non_blocking=True)
-            return normalise_latents(self.vae, DiagonalGaussianDistribution(moments).sample(own))
+            latents = DiagonalGaussianDistribution(moments).sample(own)  # pyright: ignore[reportArgumentType]: one a picture
+            return normalise_latents(self.vae, latents)
         if "latents" in batch:
             return normalise_latents(self.vae, batch["latents"].to(device, non_blocking=True))
         pixels = batch[name].to(device, memory_format=torch.channels_last, non_blocking=True)
@@ -111,9 +113,7 @@ class Objective:
         """Whether the weights are to be replaced by their averages before this step."""
         return False
 
-    def _predict(
-        self, sample: torch.Tensor, timesteps: torch.Tensor, batch: dict, own: list[torch.Generator]
-    ) -> torch.Tensor:
+    def _predict(self, sample: torch.Tensor, timesteps: torch.Tensor, batch: dict, own: list[torch.Generator]) -> torch.Tensor:
         """The network's output, some captions and labels dropped for guidance."""
         return self._output(self.family.network, sample, timesteps, self._conditions(batch, own))
 
@@ -145,18 +145,20 @@ class Denoising(Objective):
         self.weights = None if config.loss_weighting is None else loss_weighting(**config.loss_weighting)
         self.prediction_type = self.scheduler.config.get("prediction_type")
 
-    def loss(self, data: Any, batch: dict, own: Any, generator: Any, halvings: int):
+    def loss(
+        self, data: torch.Tensor, batch: dict, own: list[torch.Generator], generator: torch.Generator, halvings: int
+    ) -> torch.Tensor:
         c = self.config
         noise = randn_tensor(data.shape, own, data.device, data.dtype)
         if c.offset_noise:
             noise = offset_noise(noise, c.offset_noise, own)
         if c.coupling == "sinkhorn":
             noise = noise[sinkhorn_pairs(noise, data, c.coupling_epsilon, generator, relative=True)]
-        timesteps, *levels = self._levels(len(data), generator)
-        alpha, sigma = (level.reshape(-1, 1, 1, 1).to(data, non_blocking=True) for level in levels)
+        timesteps, alphas, sigmas = self._levels(len(data), generator)
+        alpha, sigma = (level.reshape(-1, 1, 1, 1).to(data, non_blocking=True) for level in (alphas, sigmas))
         output = self._predict(alpha * data + sigma * noise, timesteps, batch, own)
-        weights = None if self.weights is None else self.weights(self.prediction_type, *levels)
-        return denoising_loss(output, data, noise, *levels, self.prediction_type, weights)
+        weights = None if self.weights is None else self.weights(self.prediction_type, alphas, sigmas)
+        return denoising_loss(output, data, noise, alphas, sigmas, self.prediction_type, weights)
 
     def _levels(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Timesteps, α and σ, each (count,), on the CPU, where weights are read."""

@@ -9,6 +9,7 @@ import torch
 import atlas_diffusers
 
 from ..config import DatasetConfig, TrainingConfig
+from ..config.training import ClassImagesConfig
 from ..pictures.sheets import labelled_grid, to_pictures
 from .data import Annotated, BridgePairs, PictureDataset
 from .evaluation import Evaluator, call_inputs
@@ -37,12 +38,11 @@ def load_pictures(config: TrainingConfig, target: DatasetConfig) -> PictureDatas
     return BridgePairs(pictures, source, paired=config.coupling == "paired")
 
 
-def class_pictures(config: TrainingConfig, pipeline: Any) -> PictureDataset:
+def class_pictures(config: TrainingConfig, asked: ClassImagesConfig, pipeline: Any) -> PictureDataset:
     """
     The pictures of ``class_images``: those of its folder, to which the pipeline, as it is before training, adds what is
     missing, picture i from noise of ``seed + i``.
     """
-    asked = config.class_images
     if not pipeline.has_text:
         raise ValueError("class_images: the pipeline takes no text, so there is no class that it knows by a prompt")
     folder = Path(config.output_dir) / "class_images" if asked.root is None else Path(asked.root)

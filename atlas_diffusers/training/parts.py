@@ -55,14 +55,15 @@ class Networks:
 
 def load_autoencoder(source: str) -> torch.nn.Module:
     """That of a pipeline, by folder or hub id, or one that lies in a folder by itself; ``OSError`` if there is none."""
-    where = {} if (Path(source) / "config.json").is_file() else {"subfolder": "vae"}
-    name = diffusers.AutoencoderKL.load_config(source, **where)["_class_name"]
+    where: dict[str, Any] = {} if (Path(source) / "config.json").is_file() else {"subfolder": "vae"}
+    config: Any = diffusers.AutoencoderKL.load_config(source, **where)
+    name = config["_class_name"]
     if name not in AUTOENCODERS:
         raise ValueError(f"vae={source!r} is of class {name}; allowed are {', '.join(AUTOENCODERS)}")
     return getattr(diffusers, name).from_pretrained(source, torch_dtype=torch.float32, **where)
 
 
-def pixels_of_latent(vae: torch.nn.Module | None) -> int:
+def pixels_of_latent(vae: Any) -> int:
     """Along a side; 1 without an autoencoder."""
     return 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
 

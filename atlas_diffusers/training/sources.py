@@ -57,12 +57,12 @@ def named_source(config: DatasetConfig, where: str = "") -> Iterator[None]:
     Turns what `datasets` and its readers stumble over into a ``ValueError`` that names the source, and ``where`` in it; before
     the first row an ``OSError`` stays, which has a name of its own.
     """
-    import datasets
     import httpx
     import pyarrow
+    from datasets.exceptions import DatasetsError
 
     broken = (
-        datasets.exceptions.DatasetsError, pyarrow.ArrowException, httpx.HTTPError, tarfile.TarError,
+        DatasetsError, pyarrow.ArrowException, httpx.HTTPError, tarfile.TarError,
         lzma.LZMAError, zlib.error, zipfile.BadZipFile, struct.error, EOFError, LookupError, TypeError, AttributeError,
         RuntimeError, UnicodeDecodeError, json.JSONDecodeError, OSError,
     )  # fmt: skip
@@ -88,11 +88,11 @@ def _load(config: DatasetConfig):
     if config.name == "embedded:digits":
         return load_digits(config.split, config.categories)
     if config.name == "imagefolder":
-        return _load_folder(config.root, options)
+        return _load_folder(str(config.root), options)
     if (folder := folder_of(config)) is not None:
         return read_folder(folder, config.split, config.captions)
     if config.name == "disk":
-        data = datasets.load_from_disk(config.root)
+        data = datasets.load_from_disk(str(config.root))
         splits = data if isinstance(data, datasets.DatasetDict) else {"train": data}
         if config.split not in splits:
             raise ValueError(f"dataset.root={config.root!r} has no split {config.split!r}; allowed are {sorted(splits)}")

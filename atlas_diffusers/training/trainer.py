@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
@@ -18,6 +18,7 @@ from ..config import TrainingConfig
 from .buckets import BucketSampler
 from .caching import CachedPictures, CaptionCache, WithClassPictures
 from .checkpoints import is_hashed, latest_checkpoint, load_checkpoint, save_checkpoint
+from .data import Annotated, PictureDataset
 from .deriving import complete_recipe
 from .evaluation import Evaluator, write_evaluation
 from .locking import RunLock
@@ -56,7 +57,9 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.lock = RunLock(self.folder)
         self.lock.check()
-        self.dataset = self.pictures = load_pictures(config, config.dataset)
+        self.pictures = load_pictures(config, config.dataset)
+        self.plain = self.pictures.pictures if isinstance(self.pictures, Annotated) else self.pictures
+        self.dataset: PictureDataset | Annotated = self.pictures
         reading = config.init_from is None and config.text_encoder is not None
         texts = self.pictures.captions() if reading else []
         given, config = config, complete_recipe(config, self.pictures, texts, self.accelerator.num_processes)
@@ -66,8 +69,8 @@ class Trainer:
             self.dataset.check_labels(self.parts.unet.config.num_class_embeds)
         self.buckets = None
         if config.dataset.aspect_buckets:
-            self.buckets = self.pictures.choose_sizes(side_multiple(self.parts, config))
-        self.pictures.tells_sizes = self.parts.family.tells_sizes
+            self.buckets = self.plain.choose_sizes(side_multiple(self.parts, config))
+        self.plain.tells_sizes = self.parts.family.tells_sizes
         self.networks = self.parts.modules
         self._build_optimizer()
         self.objective = objective_class(config)(config, self.accelerator, self.parts, self.wrapped, self._caches())
@@ -99,7 +102,7 @@ class Trainer:
         self.parameters = list(named.values())
         self.optimizer = build_optimizer(c.optimizer, self.networks, c.learning_rate, c.weight_decay)
         self.lr_scheduler = get_scheduler(
-            c.lr_scheduler, self.optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.max_steps
+            c.lr_scheduler, self.optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps
         )
         self.ema = EMAModel(self.parameters, decay=c.ema_decay, inv_gamma=1.0, power=0.75, use_ema_warmup=True)
         trained = {name: m for name, m in self.networks.items() if any(p.requires_grad for p in m.parameters())}
@@ -119,14 +122,14 @@ class Trainer:
         with self.accelerator.main_process_first(), self.lock if self.accelerator.is_main_process else nullcontext():
             if c.class_images is not None:
                 with self.averaged() as networks:
-                    others = class_pictures(c, build_pipeline(c, parts, networks))
+                    others = class_pictures(c, c.class_images, build_pipeline(c, parts, networks))
                 others.tells_sizes = parts.family.tells_sizes
             if c.cache_text_embeddings:
                 texts = [*self.pictures.captions(), *(others.captions() if others else [])]
                 family = parts.family(parts, self.wrapped, c)
                 captions = CaptionCache(texts, family.encode, cache, family.fingerprint())
             if c.cache_latents:
-                self.dataset = CachedPictures(self.dataset, parts.vae, cache)
+                self.dataset = CachedPictures(self.plain, parts.vae, cache)
                 others = others and CachedPictures(others, parts.vae, cache)
             if others is not None:
                 self.dataset = WithClassPictures(self.dataset, others)
@@ -167,26 +170,26 @@ class Trainer:
 
     def _run(self, recorder: Recorder, evaluator: Evaluator | None, request: StopRequest) -> None:
         c, batches, running, asked, first = self.config, iter(self._loader()), [], None, self.step + 1
-        while self.step < c.max_steps:
+        while self.step < c.steps:
             running.append(self._optimizer_step(batches))
             self.step += 1
             recorder.advance(running[0] if self.step == first else None)
             stopping, asked = self._stopping(request, asked)
-            saving = stopping or self.step % c.checkpoint_interval == 0 or self.step == c.max_steps
-            if self.step % c.log_interval == 0 or self.step == c.max_steps:
+            saving = stopping or self.step % c.checkpoint_interval == 0 or self.step == c.steps
+            if self.step % c.log_interval == 0 or self.step == c.steps:
                 self._log(recorder, self._mean_loss(running))
                 running.clear()
             elif saving:
                 self._mean_loss(running)
             if saving:
                 self.save_checkpoint()
-            if stopping and self.step < c.max_steps:
+            if stopping and self.step < c.steps:
                 self._stop(request)
             if c.sample_interval and self.step % c.sample_interval == 0 and self.accelerator.is_main_process:
                 with self.averaged() as networks:
                     pipeline = build_pipeline(c, self.parts, networks)
                     save_grid(c, pipeline, self.dataset, self.folder / f"sample-{self.step:06d}.png")
-            if evaluator is not None and self.step % c.eval_interval == 0:
+            if evaluator is not None and c.eval_interval and self.step % c.eval_interval == 0:
                 self._evaluate(evaluator, recorder)
 
     def _stopping(self, request: StopRequest, asked: torch.Tensor | None) -> tuple[bool, torch.Tensor | None]:
@@ -198,13 +201,17 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return request.number is not None, None
         own = torch.tensor(float(request.number is not None), device=self.accelerator.device)
-        return asked is not None and bool(asked.item()), self.accelerator.reduce(own, "sum")
+        return asked is not None and bool(asked.item()), self._reduced(own, "sum")
+
+    def _reduced(self, value: torch.Tensor, reduction: str) -> torch.Tensor:
+        """The `sum` or `mean` over all processes."""
+        return cast(torch.Tensor, self.accelerator.reduce(value, reduction))
 
     def _stop(self, request: StopRequest) -> None:
         number = request.number or signal.SIGTERM
         raise TrainingStopped(
             number,
-            f"stopped by {signal.Signals(number).name} after step {self.step} of {self.config.max_steps}; the same command "
+            f"stopped by {signal.Signals(number).name} after step {self.step} of {self.config.steps}; the same command "
             f"goes on from {latest_checkpoint(self.folder)}",
         )
 
@@ -214,7 +221,7 @@ class Trainer:
         place = {"start": start, "rank": rank, "world": world}
         if c.dataset.streaming:
             state = self.streams[rank] if self.streams else None
-            self.sampler = StreamSampler(self.pictures.data, c.dataset, self.micro_batch * world, c.seed, state=state, **place)
+            self.sampler = StreamSampler(self.plain.data, c.dataset, self.micro_batch * world, c.seed, state=state, **place)
         elif self.buckets is not None:
             self.sampler = BucketSampler(self.buckets, self.micro_batch * world, c.seed, **place)
         else:
@@ -248,7 +255,7 @@ class Trainer:
                     loss = self.objective(batch, generator) / self.accumulation
                     accelerator.backward(loss)
                 total += loss.detach()
-        norm = accelerator.clip_grad_norm_(self.parameters, c.gradient_clip_norm)
+        norm = cast(torch.Tensor, accelerator.clip_grad_norm_(self.parameters, c.gradient_clip_norm))
         self.optimizer.step()
         self.optimizer.zero_grad()
         if accelerator.optimizer_step_was_skipped:
@@ -258,25 +265,25 @@ class Trainer:
         return torch.where(norm.isfinite(), total, norm)
 
     def _mean_loss(self, losses: list[torch.Tensor]) -> float:
-        loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        loss = self._reduced(torch.stack(losses).mean(), "mean").item()
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss} near step {self.step}; the last checkpoint is kept")
         return loss
 
     def _log(self, recorder: Recorder, loss: float) -> None:
-        recorder.log(self.step, loss, self.lr_scheduler.get_last_lr()[0], self._all_skipped())
+        recorder.log(self.step, loss, float(self.lr_scheduler.get_last_lr()[0]), self._all_skipped())
 
     def _all_skipped(self) -> int:
         """Pictures that could not be read so far, in all processes."""
         own = torch.tensor(self.skipped + getattr(self.sampler, "skipped", 0), device=self.accelerator.device)
-        return int(self.accelerator.reduce(own, "sum"))
+        return int(self._reduced(own, "sum"))
 
     # ------------------------------------------------------------------ what is written
 
     def save_checkpoint(self) -> None:
         """Weights, averages, optimiser moments and the step, complete or not at all."""
         streams, skipped, scaler = None, self._all_skipped(), self.accelerator.scaler
-        if self.config.dataset.streaming:
+        if isinstance(self.sampler, StreamSampler):
             streams = gather_object([self.sampler.state(self.step * self.accumulation)])
         if self.accelerator.is_main_process:
             tensors, state = self.snapshot.take()
@@ -291,8 +298,8 @@ class Trainer:
             changes = compare_origins(state["origin"], self.origin) if state["origin"] else []
         except ValueError as error:
             raise ValueError(f"checkpoint {path} does not fit this recipe: {error}") from error
-        if state["step"] > self.config.max_steps:
-            raise ValueError(f"max_steps={self.config.max_steps}, but {path} is of a later step; choose another output_dir")
+        if state["step"] > self.config.steps:
+            raise ValueError(f"max_steps={self.config.steps}, but {path} is of a later step; choose another output_dir")
         if not is_hashed(path) and self.accelerator.is_main_process:
             unknown = "" if state["origin"] else ", nor whether recipe and data are those that it was trained with"
             logger.warning(f"{path} has no hashes: whether its files are intact cannot be checked{unknown}")
