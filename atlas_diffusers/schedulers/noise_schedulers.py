@@ -21,10 +21,12 @@ class BaseNoiseScheduler(AtlasDDPMScheduler):
 
     schedule: ClassVar[str | None] = None
 
+    @property
+    def _has_own_betas(self) -> bool:
+        return self.schedule is not None or super()._has_own_betas
+
     def _setup(self) -> None:
-        if self.schedule is not None and is_flow(self.config):
-            raise ValueError(f"{type(self).__name__} has betas of its own, a flow has none; use AtlasDDPMScheduler")
-        if self.schedule is not None:
+        if self.schedule is not None and not is_flow(self.config):
             self.register_to_config(beta_schedule=self.schedule, trained_betas=None)
         super()._setup()
 

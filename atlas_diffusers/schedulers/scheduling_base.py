@@ -98,7 +98,19 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
 
     # ------------------------------------------------------------------ noise process
 
+    @property
+    def _computes_betas(self) -> bool:
+        """Whether the betas come from the class rather than from the configuration."""
+        return type(self)._get_beta_schedule is not BaseScheduler._get_beta_schedule
+
+    @property
+    def _has_own_betas(self) -> bool:
+        """Whether the class is that of one beta schedule."""
+        return self._computes_betas
+
     def _setup(self) -> None:
+        if self._has_own_betas and is_flow(self.config):
+            raise ValueError(f"{type(self).__name__} has betas of its own, a flow has none; use AtlasDDPMScheduler")
         settle_flow(self)
         self._check_config()
         unread = [] if grid_option(self.config) else [n for n in ("sigma_min", "sigma_max") if self.config[n] is not None]
@@ -110,14 +122,12 @@ class BaseScheduler(StepPosition, ConfigConversion, SchedulerMixin, ConfigMixin)
         self._runs = Runs([])
 
     def _make_process(self) -> NoiseProcess:
-        c, overridden = self.config, type(self)._get_beta_schedule is not BaseScheduler._get_beta_schedule
+        c = self.config
         if is_flow(c):
-            if overridden:
-                raise ValueError(f"{type(self).__name__} has betas of its own, a flow has none; use AtlasDDPMScheduler")
             self.register_to_config(_class_name=type(self).__name__)
             return flow_process(c)
         self.betas = shift_snr(self._get_beta_schedule(), c.snr_shift_scale)
-        self._register_for_diffusers(overridden)
+        self._register_for_diffusers(self._computes_betas)
         if c.rescale_betas_zero_snr:
             self.betas = rescale_zero_terminal_snr(self.betas)
         self.alphas = 1.0 - self.betas
