@@ -1,20 +1,19 @@
 """The few-step solver: Adams-Bashforth in the angle of the noise level, with nodes and weights that can be calibrated."""
 
-import functools
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers.utils import logging
 
-from ..schedules import NoiseLevel, data_coefficients
+from ..schedules import NoiseLevel
 from ..schedules.time_grid import Request, TimeGrid, as_tensor, grid_option
-from .adams_bashforth import adams_bashforth
+from .angle import ScaledVelocity, VelocityHistory, angle, radius, velocity_coefficients
 from .calibration.reports import CalibrationReport
 from .calibration.tables import Calibration, StepTable
 from .network_step import network_step
@@ -22,20 +21,9 @@ from .options import SchedulerOptions, Unpack, takes_options
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 logger = logging.get_logger(__name__)
-SMALLEST_STEP = 1e-9  # in radians
 NOISE_ALONE = 1e6  # σ̂
 SCALE = 3.0
 SAME_GUIDANCE, SAME_SHIFT = 0.25, 0.05  # relative differences that tables bear
-
-
-def angle(level: NoiseLevel, scale: float) -> float:
-    """``θ = arctan(σ/(cα))``, from 0 for clean data to π/2 for noise."""
-    return math.atan2(level.sigma, scale * level.alpha)
-
-
-def radius(level: NoiseLevel, scale: float) -> float:
-    """``r = √(σ² + c²α²)``."""
-    return math.hypot(level.sigma, scale * level.alpha)
 
 
 @dataclass(frozen=True)
@@ -49,42 +37,6 @@ class _Nodes(TimeGrid):
     clock: float = 1.0
     table: StepTable | None = None
     begin: int = 0
-
-
-@functools.lru_cache(maxsize=4096)
-def velocity_coefficients(prediction_type: str, level: NoiseLevel, scale: float) -> tuple[float, float]:
-    """``(a, b)`` with ``v = cos θ ε − sin θ x_0/c = a x + b m``."""
-    (of_x, of_output), r = data_coefficients(prediction_type, *level), radius(level, scale)
-    on_x, on_data = scale * level.alpha / (r * level.sigma), -r / (scale * level.sigma)
-    return float(on_x + on_data * of_x), float(on_data * of_output)
-
-
-class ScaledVelocity(NamedTuple):
-    """A velocity as ``factor · tensor``, which takes one pass over memory to make."""
-
-    tensor: torch.Tensor
-    factor: float
-
-
-@dataclass
-class _History:
-    """Velocities of the last calls, oldest first, and the angles where they were."""
-
-    velocities: list[ScaledVelocity] = field(default_factory=list)
-    angles: list[float] = field(default_factory=list)
-
-    def remember(self, velocity: ScaledVelocity, at: float) -> None:
-        if self.angles and self.angles[-1] - at < SMALLEST_STEP:  # a flat part of the noise process
-            self.velocities.pop()
-            self.angles.pop()
-        self.velocities.append(velocity)
-        self.angles.append(at)
-
-    def adams_bashforth(self, target: float, order: int) -> tuple[float, list[float]]:
-        """``a`` and the weights of the last velocities."""
-        if target == 0 and len(self.angles) == 1:  # a single step ends at the data prediction
-            return math.cos(self.angles[0]) - 1, [-math.sin(self.angles[0])]
-        return 0.0, adams_bashforth(self.angles[-order:], target)
 
 
 def _table_of(calibration: Calibration, steps: int, begin: int, even: TimeGrid) -> StepTable | None:
@@ -376,7 +328,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         return replace(grid, timesteps=self.process.timesteps_of(slower))
 
     def _reset(self) -> None:
-        self._history = _History()
+        self._history = VelocityHistory()
 
     @network_step
     def step(

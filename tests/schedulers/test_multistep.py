@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from oracles import Gaussian, order_of_convergence
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasMultistepScheduler
+from atlas_diffusers.schedulers.adams_bashforth import adams_bashforth
 from atlas_diffusers.schedulers.calibration.tables import Calibration, StepTable
-from atlas_diffusers.schedulers.scheduling_atlas_multistep import adams_bashforth
 
 PROCESS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 

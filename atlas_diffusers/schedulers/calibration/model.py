@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ...schedules import NoiseLevel
-from ..scheduling_atlas_multistep import AtlasMultistepScheduler, radius
+from ..angle import radius
+from ..scheduling_atlas_multistep import AtlasMultistepScheduler
 
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Step = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]

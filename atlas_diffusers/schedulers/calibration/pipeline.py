@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from ...schedules.time_grid import TimeGrid
-from ..scheduling_atlas_multistep import AtlasMultistepScheduler, radius
+from ..angle import radius
+from ..scheduling_atlas_multistep import AtlasMultistepScheduler
 from .model import Model, Step, check_finite
 from .paused_call import PausedCall
 from .recorder import CallsDiffer, Observed, Recorder
