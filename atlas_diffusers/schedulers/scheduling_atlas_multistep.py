@@ -107,8 +107,9 @@ class AtlasMultistepScheduler(BaseScheduler):
 
     def _setup(self) -> None:
         super()._setup()
-        stored = self.config.calibration or []
-        self._calibrations = [Calibration.from_config(one) for one in (stored if isinstance(stored, list) else [stored])]
+        stored = self.config.calibration
+        tables = [] if stored is None else stored if isinstance(stored, list) else [stored]
+        self._calibrations = [Calibration.from_config(one) for one in tables]
         for calibration in self._calibrations:
             calibration.check(self.process_sigma_hats, self.config.prediction_type)
         self._calibration: Calibration | None = self._calibrations[0] if self._calibrations else None
