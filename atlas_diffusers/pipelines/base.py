@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
@@ -210,7 +210,7 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         return repeated(prompt_embeds), repeated(negative_prompt_embeds)
 
     def _encode(self, texts: list[str], device: torch.device, lora_scale: float | None) -> torch.Tensor:
-        texts = self.maybe_convert_prompt(texts, self.tokenizer)
+        texts = cast(list[str], self.maybe_convert_prompt(texts, self.tokenizer))  # a list for a list
         limit = self.tokenizer.model_max_length
         cut = [text for text, ids in zip(texts, token_lists(self.tokenizer, texts)) if len(ids) > limit]
         if cut:
