@@ -44,6 +44,7 @@ class Painter:
         self.texts = list(self.pictures)
 
     def __call__(self, texts, generator):
+        self.seeds = [each.initial_seed() for each in generator]
         assert len(generator) == len(texts)
         shown = [t if i < self.right else self.texts[self.texts.index(t) - 1] for i, t in enumerate(texts)]
         return type("Output", (), {"images": [self.pictures[t] for t in shown]})
@@ -51,7 +52,9 @@ class Painter:
 
 @pytest.mark.parametrize("right", [0, 7, 10])
 def test_retrieval_counts_the_right_pictures(right):
-    result = measure_retrieval(Painter(right), CATEGORIES, prompts=10)
+    painter = Painter(right)
+    result = measure_retrieval(painter, CATEGORIES, prompts=10)
+    assert painter.seeds == list(range(10)), "each picture has noise of its own"
     assert (result.hits, result.prompts, result.accuracy) == (right, 10, right / 10)
     assert not result.generated_distances.any()
 
