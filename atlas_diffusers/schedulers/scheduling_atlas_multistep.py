@@ -15,7 +15,7 @@ from ..schedules import NoiseLevel
 from ..schedules.time_grid import Request, TimeGrid, as_tensor, grid_option
 from .angle import ScaledVelocity, VelocityHistory, angle, radius, velocity_coefficients
 from .calibration.reports import CalibrationReport
-from .calibration.tables import Calibration, StepTable
+from .calibration.tables import Calibration, StepTable, calibrations_of
 from .network_step import network_step
 from .options import SchedulerOptions, Unpack, takes_options
 from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
@@ -107,9 +107,7 @@ class AtlasMultistepScheduler(BaseScheduler):
 
     def _setup(self) -> None:
         super()._setup()
-        stored = self.config.calibration
-        tables = [] if stored is None else stored if isinstance(stored, list) else [stored]
-        self._calibrations = [Calibration.from_config(one) for one in tables]
+        self._calibrations = calibrations_of(self.config)
         for calibration in self._calibrations:
             calibration.check(self.process_sigma_hats, self.config.prediction_type)
         self._calibration: Calibration | None = self._calibrations[0] if self._calibrations else None

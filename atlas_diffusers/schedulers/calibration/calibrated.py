@@ -17,7 +17,7 @@ from .calibrator import Calibrator, planned_calls, teach
 from .model import FunctionModel, Model
 from .pipeline import PipelineModel
 from .reports import CalibrationReport, StepReport
-from .tables import Calibration, StepTable
+from .tables import Calibration, StepTable, calibrations_of
 from .teacher import teacher_sigmas, teacher_steps_that_suffice
 
 FEWEST_TRAJECTORIES = 8
@@ -89,9 +89,7 @@ def calibrated_scheduler(
 
 def tables_before(config: dict, wanted: Calibration) -> dict:
     """Tables that a configuration has for the same model as far as it says."""
-    stored = config.get("calibration") or []
-    for one in stored if isinstance(stored, list) else [stored]:
-        found = Calibration.from_config(one)
+    for found in calibrations_of(config):
         if replace(found, tables={}) == wanted:
             return found.tables
     return {}

@@ -1,7 +1,9 @@
 """Nodes and coefficients of a calibrated multistep solver, as plain numbers that go into a scheduler's configuration."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 SAME = 1e-4  # relative difference of noise levels of one process, stored and computed
 
@@ -82,6 +84,13 @@ class Calibration:
             raise ValueError(f"calibrated for prediction_type={self.prediction_type!r}, the scheduler has {prediction_type!r}")
         if not all(abs(a - b) <= SAME * abs(b) for a, b in zip(self.process, process)):
             raise ValueError(f"calibrated for a noise process with sigmas {self.process}, the scheduler's are {process}")
+
+
+def calibrations_of(config: Mapping[str, Any]) -> list[Calibration]:
+    """Those of a scheduler's configuration: none, one, or several for different guidance scales."""
+    stored = config.get("calibration")
+    several = stored if isinstance(stored, list) else [] if stored is None else [stored]
+    return [Calibration.from_config(one) for one in several]
 
 
 def write_key(steps: int, begin: int) -> str:
