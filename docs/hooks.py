@@ -44,7 +44,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     parts = CODE.split(markdown)
     for index in range(0, len(parts), 2):
         text = DISPLAY.sub(lambda m: convert(m[1].strip(), display="block"), parts[index])
-        parts[index] = INLINE.sub(lambda m: convert(m[1]), text)
+        # a line that began with <math> would be a paragraph of its own
+        parts[index] = INLINE.sub(lambda m: f"<span>{convert(m[1])}</span>", text)
     return "".join(parts)
 
 
