@@ -96,3 +96,10 @@ def test_a_file_and_a_missing_picture_are_named(tmp_path):
         decode({"bytes": None, "path": str(tmp_path / "text.png")})
     with pytest.raises(OSError, match="picture of a stream cannot be read"):
         decode(None)
+
+
+def test_sixteen_bits_are_rounded_to_eight():
+    """257 k is the tone k exactly, and what lies between goes to the nearer one; white stays white."""
+    tones = np.concatenate([257 * np.arange(256), 257 * np.arange(255) + 128, 257 * np.arange(255) + 129]).astype(np.uint16)
+    found = read(stored(Image.fromarray(tones[None]), "PNG"), channels=1)[0]
+    np.testing.assert_array_equal(found, np.concatenate([np.arange(256), np.arange(255), np.arange(1, 256)]))
