@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import build_tiny_unet, seeded
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.training_utils import EMAModel
 from peft import LoraConfig
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -307,3 +308,12 @@ def test_attention_backend_can_be_chosen(unet):
     plain = run(unet)
     unet.set_attention_backend("native")
     torch.testing.assert_close(run(unet), plain)
+
+
+@pytest.mark.parametrize("self_levels, width", [((1,), 16), ((), 12)], ids=["both", "text only"])
+def test_a_level_with_both_attentions_looks_at_itself_and_at_the_text(self_levels, width):
+    """Width 16 of the level, 12 of the text: the first attention is of the level itself where the level has self-attention."""
+    unet = build_tiny_unet(attention_levels=self_levels, cross_attention_levels=(1,), cross_attention_dim=12)
+    blocks = [module for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
+    assert len(blocks) > 2 and {block.attn1.to_k.in_features for block in blocks} == {width}
+    assert all(block.attn2 is None or block.attn2.to_k.in_features == 12 for block in blocks)

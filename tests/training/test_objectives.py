@@ -106,7 +106,7 @@ def test_resolutions_are_drawn_equally_and_pictures_averaged(tmp_path, monkeypat
             run.objective(batch, torch.Generator().manual_seed(step))
     for sample, *_ in calls:
         seen.append(sample.shape[-1])
-    assert run.objective._halved(torch.zeros(1, 1, 16, 16), 3).shape == (1, 1, 2, 2)
+    assert run.objective._halved(torch.zeros(1, 1, 32, 32), 3).shape == (1, 1, 4, 4)
     for size in (32, 16, 8):
         assert abs(seen.count(size) / 90 - 1 / 3) < 5 * math.sqrt(2 / 9 / 90)
     for (sample, timesteps, *_), (_, data, noise, *_) in zip(calls, losses):
