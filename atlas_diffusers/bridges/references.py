@@ -25,6 +25,10 @@ class ReferenceSet(ABC):
         return self.shape[0]
 
     @abstractmethod
+    def to(self, device: torch.device | str) -> "ReferenceSet":
+        """The same references, on another device."""
+
+    @abstractmethod
     def take(self, indices: torch.Tensor) -> torch.Tensor:
         """The references of these indices, (k, d)."""
 
@@ -70,6 +74,9 @@ class ReferencePoints(ReferenceSet):
         self.points = values.flatten(1)
         self._centre = self.points.mean(0)
         self._centred = self.points - self._centre
+
+    def to(self, device: torch.device | str) -> "ReferencePoints":
+        return ReferencePoints(self.points.view(self.shape).to(device))
 
     def take(self, indices: torch.Tensor) -> torch.Tensor:
         return self.points[indices]

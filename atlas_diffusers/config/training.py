@@ -147,11 +147,18 @@ class TrainingConfig(StrictModel):
     bridge_steps: int = Field(
         default=10, ge=1, description="steps of two network calls that make a pair of the second and later passes"
     )
-    coupling: Literal["independent", "sinkhorn", "mixture", "paired"] = Field(
+    coupling: Literal["independent", "sinkhorn", "semidiscrete", "mixture", "paired"] = Field(
         default="independent",
-        description="`sinkhorn` pairs noise (or source) and data of a batch by entropic transport (arXiv 2304.14772); "
+        description="`sinkhorn` pairs noise (or source) and data of a batch by entropic transport (arXiv 2304.14772), "
+        "`semidiscrete` noise and the whole data set (arXiv 2509.25519); "
         "`mixture` draws the data of a bridge from a MixtureBridge fitted to all pictures; `paired`: source and data of equal "
         "caption",
+    )
+    coupling_condition_weight: float = Field(
+        default=3.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="of equal labels, or alike captions, in the semidiscrete coupling, in deviations of its scores; 0: none",
     )
     coupling_epsilon: float = Field(default=0.02, gt=0, description="ε of that transport, times the mean squared distance")
     num_resolutions: int = Field(
@@ -169,7 +176,10 @@ class TrainingConfig(StrictModel):
     log_interval: int = Field(default=50, ge=1)
     checkpoint_interval: int = Field(default=500, ge=1)
     checkpoints_total_limit: int = Field(default=2, ge=1)
-    resume: bool = Field(default=True, description="continue from the newest checkpoint in output_dir")
+    resume: bool | Literal["newest_complete"] = Field(
+        default=True,
+        description="continue from the newest checkpoint in output_dir; `newest_complete` passes over those that are damaged",
+    )
     sample_interval: int | None = Field(default=None, ge=1, description="steps between sample grids")
     sample_prompts: list[str] = []
     sample_steps: int = Field(default=25, ge=1)
@@ -291,6 +301,18 @@ class TrainingConfig(StrictModel):
             self.refuse(("sample_steps",), "of adapters without sample_interval, eval_interval or class_images")
         return self
 
+    def _check_semidiscrete(self) -> None:
+        """It knows every picture as it is shown."""
+        d = self.dataset
+        changed = {
+            "dataset.streaming": d.streaming, "dataset.random_flip": d.random_flip, "dataset.aspect_buckets": d.aspect_buckets,
+            "dataset.skip_bad_images": d.skip_bad_images, "num_resolutions": self.num_resolutions > 1,
+            "offset_noise": self.offset_noise, "class_images": self.class_images,
+            "objective: bridge_matching": self.objective == "bridge_matching",
+        }  # fmt: skip
+        if found := [name for name, given in changed.items() if given]:
+            raise ValueError(f"coupling='semidiscrete' cannot be used with {', '.join(found)}")
+
     @model_validator(mode="after")
     def _objective_fits(self):
         if self.loss_weighting is not None and "name" not in self.loss_weighting:
@@ -298,6 +320,10 @@ class TrainingConfig(StrictModel):
         bridging = self.objective == "bridge_matching"
         if bridging != (self.source_dataset is not None):
             raise ValueError(f"objective={self.objective!r}: bridge_matching needs source_dataset, the others take none")
+        if self.coupling == "semidiscrete":
+            self._check_semidiscrete()
+        else:
+            self.refuse(("coupling_condition_weight",), "without coupling='semidiscrete'")
         if self.coupling != "sinkhorn":
             self.refuse(("coupling_epsilon",), "without coupling='sinkhorn'")
         elif (self.micro_batch_size or self.batch_size) == 1:

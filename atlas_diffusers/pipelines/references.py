@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..bridges import GatedBridge, SchrodingerBridgeSolver
+from ..bridges import GatedBridge, ReferenceShards, SchrodingerBridgeSolver
 from ..bridges.references import ReferenceSet
 from ..conditioning import tokenize
 from ..config import BridgeConfig
@@ -78,13 +78,15 @@ def read_references(pipeline: "AtlasPipelineBase", given: Any, weights: Any, hei
 
     Args:
         given: a tensor, a safetensors file, a folder of pictures, a list of PIL pictures, a data set with ``image`` and, if it
-            has captions, ``text``, or shards of files.
+            has captions, ``text``, or :class:`~atlas_diffusers.bridges.ReferenceShards`, or the list of their files.
 
     Raises:
         ValueError: for anything else, and shapes that do not fit; ``OSError`` for what cannot be read.
     """
     if isinstance(given, str | Path):
         given = read_folder(str(given), "train", "auto") if Path(given).is_dir() else References.load(given)
+    elif isinstance(given, list | tuple) and given and all(isinstance(file, str | Path) for file in given):
+        given = ReferenceShards(given)
     if isinstance(given, torch.Tensor | ReferenceSet):
         given = References(given)
     elif not isinstance(given, References):
@@ -100,8 +102,8 @@ def _of_pictures(pipeline: "AtlasPipelineBase", given: Any, height: int, width: 
     if not listed and (columns is None or "image" not in columns):
         found = f"a data set with columns {columns}" if columns else f"{type(given).__name__} {given!r:.60}"
         raise ValueError(
-            "references must be a tensor, ReferenceShards, a safetensors file, a folder, a list of PIL pictures or a data set "
-            f"with a column image; got {found}"
+            "references must be a tensor, ReferenceShards or their files, a safetensors file, a folder, a list of PIL pictures "
+            f"or a data set with a column image; got {found}"
         )
     grey = pipeline.vae is None and pipeline.unet.config.in_channels == 1
     pictures, data_set = [], cast(Any, given)
@@ -196,7 +198,8 @@ def plan_bridge(
     found = read_references(pipeline, stored if references is None else references, weights, height, width)
     values = found.values
     if isinstance(values, torch.Tensor):
-        values = values.to(pipeline._execution_device, torch.promote_types(pipeline.unet.dtype, torch.float32))
+        values = values.to(torch.promote_types(pipeline.unet.dtype, torch.float32))
+    values = values.to(pipeline._execution_device)
     options = {name: getattr(config, name) for name in ("epsilon", "rho", "tolerance", "max_iterations", "solver_type")}
     if prompts.prompt is None or found.captions is None or pipeline.text_encoder is None:
         config.refuse(["caption_temperature"], "without captions of the references, a prompt and a text encoder")

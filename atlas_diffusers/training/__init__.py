@@ -8,6 +8,7 @@ from .evaluation import Evaluator, write_evaluation
 from .losses import denoising_loss, edm_weights, min_snr_weights, offset_noise, p2_weights, stratified_timesteps
 from .markovian_fitting import MarkovianFitting
 from .order import StepSampler, StreamSampler
+from .semidiscrete import SemidiscreteCoupling
 from .sources import load_training_data
 from .stopping import TrainingStopped
 from .trainer import Trainer
@@ -19,6 +20,7 @@ __all__ = [
     "MixtureCoupling",
     "PictureDataset",
     "PlanSampler",
+    "SemidiscreteCoupling",
     "StepSampler",
     "StreamSampler",
     "Trainer",

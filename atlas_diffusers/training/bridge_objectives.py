@@ -9,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..config import TrainingConfig
 from .bridge_matching import brownian_bridge
-from .couplings import MixtureCoupling, sinkhorn_pairs
+from .couplings import MixtureCoupling
 from .markovian_fitting import MarkovianFitting
 from .objectives import Objective
 
@@ -39,7 +39,7 @@ class BridgeMatching(Objective):
     def loss(
         self, data: torch.Tensor, batch: dict, own: list[torch.Generator], generator: torch.Generator, halvings: int
     ) -> torch.Tensor:
-        source, data = self._paired(self._source(batch, own, halvings), data, generator)
+        source, data = self._coupled(self._source(batch, own, halvings), data, generator)
         s = self._times(len(data), generator)
         noise = randn_tensor(data.shape, own, data.device, data.dtype)
         x, velocity = brownian_bridge(source, data, 1 - s.to(data), self.config.bridge_sigma, noise)
@@ -56,10 +56,10 @@ class BridgeMatching(Objective):
     def _source(self, batch: dict, own: Any, halvings: int) -> torch.Tensor:
         return self._halved(self._encoded(batch, "source", own), halvings)
 
-    def _paired(self, source: torch.Tensor, data: torch.Tensor, generator: torch.Generator):
+    def _coupled(self, source: torch.Tensor, data: torch.Tensor, generator: torch.Generator):
         """Source and data by the coupling of the recipe."""
         if self.config.coupling == "sinkhorn":
-            source = source[sinkhorn_pairs(source, data, self.config.coupling_epsilon, generator, relative=True)]
+            source = self._paired(source, data, generator)
         elif self.coupling is not None:
             data = self.coupling(source, generator)
         return source, data
@@ -94,7 +94,7 @@ class BridgeFitting(BridgeMatching):
         c, number, conditions = self.config, self._pass(self.step), self._conditions(batch, own)
         source = self._source(batch, own, halvings)
         if number == 0:
-            source, data = self._paired(source, data, generator)
+            source, data = self._coupled(source, data, generator)
         forward, backward = (self._displacement(name, conditions) for name in ("unet", "backward_unet"))
         fitting = MarkovianFitting(forward, backward, c.bridge_sigma, c.bridge_passes, c.bridge_steps)
         left = self._times(len(data), generator).to(data)
@@ -102,7 +102,7 @@ class BridgeFitting(BridgeMatching):
 
     def _displacement(self, name: str, conditions: dict) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         def predict(x: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-            self.wrapped[name].train(torch.is_grad_enabled())  # without dropout where it is only followed
+            self.family.parts.modules[name].train(torch.is_grad_enabled())  # without dropout where it is only followed
             return self._output(name, x, left * self._horizon, conditions)
 
         return predict

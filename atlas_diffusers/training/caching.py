@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from ..image_files import size_of
 from .data import Annotated, PictureDataset, annotations, flipped, time_ids
 from .fingerprints import data_fingerprint, fingerprint
+from .processes import place, together
 
 logger = logging.get_logger(__name__)
 
@@ -23,7 +24,8 @@ ROWS_OF_SHARD, ROWS_OF_BATCH = 1024, 16
 
 class TensorCache:
     """
-    Rows of tensors, ``ROWS_OF_SHARD`` in a file; shards that are already there, and can be read, are not computed again.
+    Rows of tensors, ``ROWS_OF_SHARD`` in a file; shards that are already there, and can be read, are not computed again, and
+    of several processes each computes its share of the others.
 
     Args:
         folder: of the shards; its name must say what they were made from.
@@ -34,14 +36,18 @@ class TensorCache:
     def __init__(self, folder: Path, length: int, compute: Callable[[range], dict[str, torch.Tensor]]):
         self.folder, self.length, self._open = folder, length, {}
         folder.mkdir(parents=True, exist_ok=True)
-        for number, first in enumerate(range(0, length, ROWS_OF_SHARD)):
-            file, places = self._file(number), range(first, min(first + ROWS_OF_SHARD, length))
-            if not self._is_whole(file, len(places)):
-                parts = [compute(places[i : i + ROWS_OF_BATCH]) for i in range(0, len(places), ROWS_OF_BATCH)]
-                partial = file.with_suffix(".partial")
-                rows = {name: torch.cat([part[name].cpu() for part in parts]).contiguous() for name in parts[0]}
-                save_file(rows, partial)
-                os.replace(partial, file)
+        rank, world = place()
+        shards = [range(first, min(first + ROWS_OF_SHARD, length)) for first in range(0, length, ROWS_OF_SHARD)]
+        own = range(rank, len(shards), world)
+        together(lambda: [self._fill(number, shards[number], compute) for number in own])
+
+    def _fill(self, number: int, places: range, compute: Callable[[range], dict[str, torch.Tensor]]) -> None:
+        if not self._is_whole(file := self._file(number), len(places)):
+            parts = [compute(places[i : i + ROWS_OF_BATCH]) for i in range(0, len(places), ROWS_OF_BATCH)]
+            partial = file.with_suffix(".partial")
+            rows = {name: torch.cat([part[name].cpu() for part in parts]).contiguous() for name in parts[0]}
+            save_file(rows, partial)
+            os.replace(partial, file)
 
     def _is_whole(self, file: Path, rows: int) -> bool:
         if not file.exists():

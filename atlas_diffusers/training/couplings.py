@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 
 from ..bridges import MixtureBridge
 from ..transport import entropic_transport
+from ..transport.column_shares import over_processes, transport_column_share
 
 BLUR = 0.1  # of σ
 
@@ -17,6 +19,7 @@ def sinkhorn_pairs(
     generator: torch.Generator | None = None,
     relative: bool = False,
     tolerance: float = 1e-2,
+    split: bool = False,
 ) -> torch.Tensor:
     r"""
     For every target sample an index of the source, drawn from the entropic transport plan of the two batches:
@@ -34,6 +37,8 @@ def sinkhorn_pairs(
         generator: draws the pairs.
         relative: see ``epsilon``.
         tolerance: L1 error of the plan's source marginal.
+        split: the targets are those of this process of several, each of which has as many, the same source and a generator
+            in the same state; the pairs are then those of one process with all targets.
 
     Returns:
         (m,) int64 indices into ``source``.
@@ -42,13 +47,20 @@ def sinkhorn_pairs(
         ValueError: for shapes that do not fit, or ε that is not positive.
     """
     x, y = source.flatten(1).float(), target.flatten(1).float()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if split else (0, 1)
     if relative:
-        centred = x.mean(0), y.mean(0)
-        spread = sum((z - c).square().sum(1).mean() for z, c in zip((x, y), centred))
-        epsilon = epsilon * (spread + (centred[0] - centred[1]).square().sum()).item()
-    cumulative = entropic_transport(x, y, epsilon, tolerance=tolerance).plan.mT.cumsum(1)
-    levels = torch.rand(len(y), 1, generator=generator).to(cumulative) * cumulative[:, -1:]
+        epsilon = epsilon * _mean_cost(x, y, split)
+    transport = transport_column_share if split else entropic_transport
+    cumulative = transport(x, y, epsilon, tolerance=tolerance).plan.mT.cumsum(1)
+    levels = torch.rand(world * len(y), 1, generator=generator)[rank * len(y) :][: len(y)].to(cumulative) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, levels)[:, 0].clamp(max=len(x) - 1)
+
+
+def _mean_cost(x: torch.Tensor, y: torch.Tensor, split: bool) -> float:
+    x, y = x.double(), y.double()
+    moments = torch.cat((y.mean(0), y.square().sum(1).mean()[None]))
+    moments = over_processes(moments) / dist.get_world_size() if split else moments
+    return (x.square().sum(1).mean() + moments[-1] - 2 * x.mean(0) @ moments[:-1]).item()
 
 
 class PlanSampler:

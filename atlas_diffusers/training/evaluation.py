@@ -11,6 +11,7 @@ from PIL import Image
 from ..metrics import efficientnet_features, energy_distance, kid, manifold_overlap, nearest_neighbours
 from ..pictures.sheets import labelled_grid, to_pictures
 from .data import BridgePairs, PictureDataset
+from .processes import in_shares
 
 SHOWN, FEWEST = 16, 8
 LARGEST_BATCH = 32
@@ -18,7 +19,8 @@ LARGEST_BATCH = 32
 
 class Evaluator:
     """
-    Distances between generated pictures, one for each of some captions of the data, and all pictures of the data.
+    Distances between generated pictures, one for each of some captions of the data, and all pictures of the data; of several
+    processes, which must all ask for them, each generates its share.
 
     Args:
         dataset: pictures at a pipeline's resolution, with captions if it takes prompts, and for a bridge with what it starts
@@ -34,7 +36,7 @@ class Evaluator:
         self.items = [dataset[index, 0] for index in range(len(dataset))]
         self.pictures = torch.stack([item["pixels"] for item in self.items])
         self.paired = isinstance(dataset, BridgePairs) and dataset.partners is not None
-        self.features = _features(self.pictures)
+        self.features = in_shares(len(self.pictures), lambda places: _features(self.pictures[places.start : places.stop]))
 
     def __call__(
         self,
@@ -68,11 +70,12 @@ class Evaluator:
             raise ValueError(f"evaluation needs at least {FEWEST} generated pictures, got count={count}")
         order = torch.randperm(len(self.items), generator=torch.Generator().manual_seed(seed)).tolist()
         chosen = [self.items[order[k % len(order)]] for k in range(count)]
-        found = _generate(pipeline, chosen, num_inference_steps, guidance_scale, seed)
+        call = num_inference_steps, guidance_scale
+        found = in_shares(count, lambda own: _generate(pipeline, [chosen[k] for k in own], *call, seed + own[0]))
         shapes = [tuple(pictures.shape[1:]) for pictures in (found, self.pictures)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"the pipeline makes pictures of {shapes[0]}, the data have {shapes[1]}")
-        features = _features(found)
+        features = in_shares(count, lambda places: _features(found[places.start : places.stop]))
         distance, overlap = kid(features, self.features), manifold_overlap(self.features, features)
         nearest, which = nearest_neighbours(found, self.pictures)
         numbers = {

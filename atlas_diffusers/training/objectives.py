@@ -1,6 +1,6 @@
 """The loss of one micro-batch: what the network is shown, and what it should have said."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from ..schedules import Flow
 from .couplings import sinkhorn_pairs
 from .losses import denoising_loss, flow_times, loss_weighting, offset_noise, stratified_timesteps
 from .parts import FLOW_SCHEDULERS, Networks, scheduler_from_dict
+from .semidiscrete import coupled_noise
 
 
 class Objective:
@@ -113,6 +114,13 @@ class Objective:
         """Whether the weights are to be replaced by their averages before this step."""
         return False
 
+    def _paired(self, source: torch.Tensor, data: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """What the data are paired with, of the micro-batches of all processes."""
+        several = self.accelerator.num_processes > 1
+        everywhere = cast(torch.Tensor, self.accelerator.gather(source)) if several else source
+        pairs = sinkhorn_pairs(everywhere, data, self.config.coupling_epsilon, generator, relative=True, split=several)
+        return everywhere[pairs]
+
     def _predict(self, sample: torch.Tensor, timesteps: torch.Tensor, batch: dict, own: list[torch.Generator]) -> torch.Tensor:
         """The network's output, some captions and labels dropped for guidance."""
         return self._output(self.family.network, sample, timesteps, self._conditions(batch, own))
@@ -149,11 +157,14 @@ class Denoising(Objective):
         self, data: torch.Tensor, batch: dict, own: list[torch.Generator], generator: torch.Generator, halvings: int
     ) -> torch.Tensor:
         c = self.config
-        noise = randn_tensor(data.shape, own, data.device, data.dtype)
+        if c.coupling == "semidiscrete":
+            noise = coupled_noise(batch["draw"].tolist(), data.shape[1:]).to(data)
+        else:
+            noise = randn_tensor(data.shape, own, data.device, data.dtype)
         if c.offset_noise:
             noise = offset_noise(noise, c.offset_noise, own)
         if c.coupling == "sinkhorn":
-            noise = noise[sinkhorn_pairs(noise, data, c.coupling_epsilon, generator, relative=True)]
+            noise = self._paired(noise, data, generator)
         timesteps, alphas, sigmas = self._levels(len(data), generator)
         alpha, sigma = (level.reshape(-1, 1, 1, 1).to(data, non_blocking=True) for level in (alphas, sigmas))
         output = self._predict(alpha * data + sigma * noise, timesteps, batch, own)

@@ -44,8 +44,9 @@ class StreamSampler(Sampler):
     """
     Endless passes over one process's part of a stream as lists of ``(row, draw)``, starting at batch ``start``.
 
-    Rows are read and shuffled a block at a time. A block depends on where the stream stood when it began, which
-    :meth:`state` gives, so a run that resumes reads at most one block again.
+    Files come in an order of the seed and the pass, dealt to the processes where their number divides that of the files, and
+    row by row in turn otherwise. Rows are read and shuffled a block at a time. A block depends on where the stream stood when
+    it began, which :meth:`state` gives, so a run that resumes reads at most one block again.
 
     Args:
         data: a ``datasets.IterableDataset``.
@@ -73,8 +74,10 @@ class StreamSampler(Sampler):
 
         self.data = split_dataset_by_node(data, rank, world) if world > 1 else data
         self.config, self.batch_size, self.seed, self.start = config, batch_size, seed, start
-        self.rank, self.share, self.skipped = rank, batch_size // world, 0
-        self.blocks = deque([state or {"place": 0, "epoch": 0, "block": 0, "stream": None}])
+        self.rank, self.share = rank, batch_size // world
+        begin = {"place": 0, "epoch": 0, "block": 0, "stream": None, "skipped": 0, "files": "shuffled"}
+        self.blocks = deque([state or begin])
+        self.skipped = self.blocks[0].get("skipped", 0)
 
     def state(self, batch: int) -> dict:
         """Where the stream stood when the block that batch number ``batch`` begins in was read; JSON numbers and texts."""
@@ -92,6 +95,8 @@ class StreamSampler(Sampler):
         mark = dict(self.blocks[0])
         while True:
             data = copy.deepcopy(self.data)
+            if "files" in mark:  # checkpoints from before have files in the order of the source
+                data.set_epoch(1 + (self.seed * SEED_STRIDE + mark["epoch"]) % 2**31)
             if mark["stream"] is not None:
                 data.load_state_dict(mark["stream"])
             source, begun = self._readable(rows_of(data, self.config)), mark["place"]
@@ -99,11 +104,12 @@ class StreamSampler(Sampler):
                 generator = (self.seed * SEED_STRIDE + mark["epoch"]) * SEED_STRIDE + mark["block"]
                 for index in permutation(len(block), generator % 2**63):
                     yield block[index]
-                mark = mark | {"place": mark["place"] + len(block), "block": mark["block"] + 1, "stream": data.state_dict()}
+                read = {"place": mark["place"] + len(block), "block": mark["block"] + 1, "skipped": self.skipped}
+                mark = mark | read | {"stream": data.state_dict()}
                 self.blocks.append(mark)
             if mark["place"] == begun and mark["block"] == 0:
                 raise ValueError(f"dataset {self.config.name!r}: process {self.rank} finds no pictures in the stream")
-            mark = {"place": mark["place"], "epoch": mark["epoch"] + 1, "block": 0, "stream": None}
+            mark = mark | {"epoch": mark["epoch"] + 1, "block": 0, "stream": None}
             self.blocks.append(mark)
 
     def _readable(self, rows: Iterator[dict]) -> Iterator[dict]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 import atlas_diffusers
 
@@ -17,6 +18,7 @@ from .families import StockCall
 from .lora import write_adapters
 from .objective_table import objective_class
 from .parts import Networks
+from .processes import in_shares
 from .sources import load_training_data
 
 GRID = 8
@@ -94,19 +96,27 @@ def save_result(config: TrainingConfig, parts: Networks, networks: dict[str, tor
     (folder / "recipe.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def save_grid(config: TrainingConfig, pipeline: Any, dataset: PictureDataset | Annotated, file: Path) -> None:
-    """Pictures for ``sample_prompts``, or of a bridge from the first pictures of its source, always of the same noise."""
+def sample_grid(config: TrainingConfig, pipeline: Any, dataset: PictureDataset | Annotated) -> Image.Image:
+    """
+    Pictures for ``sample_prompts``, or of a bridge from the first pictures of its source, always of the same noise; of several
+    processes each paints its share.
+    """
     bridging = isinstance(dataset, BridgePairs)
     items = [dataset[index, 0] for index in range(min(GRID, len(dataset)))] if bridging else []
     prompts = [item["text"] for item in items] if bridging else config.sample_prompts
     count = len(prompts) or GRID
-    arguments = call_inputs(pipeline, items or [{"text": prompt} for prompt in prompts or [""] * count])
-    generators = [torch.Generator().manual_seed(i) for i in range(count)]
-    images = pipeline(**arguments, generator=generators).images
+    asked = items or [{"text": prompt} for prompt in prompts or [""] * count]
+
+    def paint(places: range) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(i) for i in places]
+        inputs = call_inputs(pipeline, [asked[i] for i in places])
+        return pipeline(**inputs, generator=generators, output_type="pt").images.float() * 2 - 1
+
+    images = to_pictures(in_shares(count, paint))
     if bridging:
         images = [*to_pictures(torch.stack([item["source"] for item in items])), *images]
         prompts = ["source"] * count + prompts
-    labelled_grid(images, prompts or [""] * count, columns=count if bridging else None).save(file)
+    return labelled_grid(images, prompts or [""] * count, columns=count if bridging else None)
 
 
 def build_evaluator(config: TrainingConfig) -> Evaluator:

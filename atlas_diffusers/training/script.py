@@ -6,9 +6,11 @@ import signal
 import sys
 
 from ..config import TrainingConfig, apply_overrides, read_recipe, validate
+from .processes import is_lost_process
 
 # a trial neither reads nor writes caches, and makes no pictures
 UNCACHED = {"cache_latents": False, "cache_text_embeddings": False, "class_images": None}
+FITTED = {"coupling": "independent"}  # nor does it fit the semidiscrete coupling
 
 
 def main(description: str | None = __doc__, defaults: dict | None = None) -> int:
@@ -30,7 +32,7 @@ def main(description: str | None = __doc__, defaults: dict | None = None) -> int
 
         from .trainer import Trainer
 
-        trainer = Trainer(config.model_copy(update=UNCACHED) if args.dry_run else config)
+        trainer = Trainer(_uncached(config) if args.dry_run else config)
         if os.environ.get("RANK", "0") == "0":
             print(trainer.summary(), file=sys.stderr)
         if args.dry_run:
@@ -40,12 +42,21 @@ def main(description: str | None = __doc__, defaults: dict | None = None) -> int
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         _say(str(error))
         return 2
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        _say("another process of the run ended; the same command goes on from the last checkpoint")
+        return 2
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":
             _say(str(stop) or "stopped; nothing was changed since the last checkpoint")
         return 128 + getattr(stop, "number", signal.SIGINT)
     print(f"{folder.name}: {folder}")
     return 0
+
+
+def _uncached(config: TrainingConfig) -> TrainingConfig:
+    return config.model_copy(update=UNCACHED | (FITTED if config.coupling == "semidiscrete" else {}))
 
 
 def _say(message: str) -> None:

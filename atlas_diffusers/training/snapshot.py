@@ -12,7 +12,7 @@ SHOWN = 3
 
 class Snapshot:
     """
-    The state of a run.
+    The state of a run, of whole weights or of weights split over processes.
 
     Args:
         parameters: trained weights by name.
@@ -27,35 +27,51 @@ class Snapshot:
         self.places = {name: place for place, (_, name) in enumerate(groups)}
         self.keys = {name: MOMENTS["momentum" in group] for group, name in groups}
 
-    def take(self) -> tuple[dict[str, torch.Tensor], dict]:
+    def take(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors by ``weight.NAME``, ``average.NAME``, ``moment.NAME.KEY``, and the rest."""
-        tensors, moments = {}, self.optimizer.state_dict()["state"]
-        for average, (name, p) in zip(self.ema.shadow_params, self.parameters.items()):
-            tensors |= {f"weight.{name}": p, f"average.{name}": average}
-            tensors |= {f"moment.{name}.{key}": value for key, value in moments.get(self.places[name], {}).items()}
+        tensors, moments = self._in_place(), self.optimizer.state_dict()["state"]
+        for name, place in self.places.items():
+            tensors |= {f"moment.{name}.{key}": value for key, value in moments.get(place, {}).items()}
         still = [name for name, place in self.places.items() if place not in moments]
         steps = {"ema_step": self.ema.optimization_step, "lr_step": self.lr_scheduler.last_epoch}
         return tensors, {**steps, "without_moments": still}
 
-    def restore(self, tensors: dict[str, torch.Tensor], state: dict) -> None:
+    def _in_place(self) -> dict[str, torch.Tensor]:
+        """Weights and averages where they are."""
+        tensors = {}
+        for average, (name, p) in zip(self.ema.shadow_params, self.parameters.items()):
+            tensors |= {f"weight.{name}": p.detach(), f"average.{name}": average}
+        return tensors
+
+    def blank(self, layout: dict[str, torch.Tensor], state: dict[str, Any]) -> dict[str, torch.Tensor]:
         """
-        Put a snapshot back; the learning rate is the recipe's at the step that the snapshot has.
+        Tensors to read a snapshot into: weights and averages themselves, and new moments.
+
+        Args:
+            layout: of the snapshot, tensors by name.
+            state: of the snapshot.
 
         Raises:
             ValueError: for weights of another architecture, and moments that are missing, naming them.
         """
-        self._check(tensors)
-        moved = {name: p for name, p in self.parameters.items() if name not in state["without_moments"]}
-        wanted = [f"moment.{name}.{key}" for name in moved for key in self.keys[name]]
-        if missing := [key for key in wanted if key not in tensors]:
+        self._check(layout)
+        tensors = self._in_place()
+        for name, p in self.parameters.items():
+            if name not in state["without_moments"]:
+                # the fused update runs over raw memory: moments need the layout of their weight
+                found = {key: torch.zeros(()) if key == "step" else torch.empty_like(p.detach()) for key in self.keys[name]}
+                tensors |= {f"moment.{name}.{key}": value for key, value in found.items()}
+        if missing := [name for name in tensors if name not in layout]:
             raise ValueError(f"it lacks {_some(missing)}")
-        for average, (name, p) in zip(self.ema.shadow_params, self.parameters.items()):
-            p.data.copy_(tensors[f"weight.{name}"])
-            average.copy_(tensors[f"average.{name}"])
+        return tensors
+
+    def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Go on from what :meth:`blank` gave, once filled; the learning rate is the recipe's at the step that it has."""
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {
-            self.places[name]: {key: _like(p, tensors[f"moment.{name}.{key}"]) for key in self.keys[name]}
-            for name, p in moved.items()
+            place: {key: tensors[f"moment.{name}.{key}"] for key in self.keys[name]}
+            for name, place in self.places.items()
+            if name not in state["without_moments"]
         }
         self.optimizer.load_state_dict(optimizer)
         self.ema.optimization_step = state["ema_step"]
@@ -65,8 +81,8 @@ class Snapshot:
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate
 
-    def _check(self, tensors: dict[str, torch.Tensor]) -> None:
-        found = {key.removeprefix("weight."): tuple(v.shape) for key, v in tensors.items() if key.startswith("weight.")}
+    def _check(self, layout: dict[str, torch.Tensor]) -> None:
+        found = {key.removeprefix("weight."): tuple(v.shape) for key, v in layout.items() if key.startswith("weight.")}
         wanted = {name: tuple(p.shape) for name, p in self.parameters.items()}
         shared = [name for name in wanted if name in found]
         parts = {
@@ -77,11 +93,6 @@ class Snapshot:
         texts = [f"{what} {_some(names)}" for what, names in parts.items() if names]
         if texts:
             raise ValueError("its weights are of another network: " + "; ".join(texts))
-
-
-def _like(p: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:
-    """The fused update runs over raw memory: moments need the layout of their weight."""
-    return torch.empty_like(p).copy_(moment) if moment.shape == p.shape else moment
 
 
 def _some(names: list[str]) -> str:

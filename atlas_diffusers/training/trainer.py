@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
@@ -17,19 +17,30 @@ from torch.utils.data import DataLoader
 from ..config import TrainingConfig
 from .buckets import BucketSampler
 from .caching import CachedPictures, CaptionCache, WithClassPictures
-from .checkpoints import is_hashed, latest_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import (
+    check_files,
+    is_hashed,
+    latest_checkpoint,
+    newest_complete,
+    read_layout,
+    read_state,
+    read_tensors,
+    save_checkpoint,
+)
 from .data import Annotated, PictureDataset
 from .deriving import complete_recipe
 from .evaluation import Evaluator, write_evaluation
+from .learner import Learner, Part, drain, fill, hollow_copy, plain_name, whole
 from .locking import RunLock
 from .networks import build_networks, side_multiple
 from .objective_table import objective_class
 from .optimizers import build_optimizer, named_weights
 from .order import SEED_STRIDE, StepSampler, StreamSampler
-from .outputs import build_evaluator, build_pipeline, class_pictures, load_pictures, save_grid, save_result
-from .processes import join_processes
+from .outputs import build_evaluator, build_pipeline, class_pictures, load_pictures, sample_grid, save_result
+from .processes import check_agreement, join_processes
 from .recorder import Recorder
 from .resuming import compare_origins, origin_of
+from .semidiscrete import SemidiscreteSampler, couple_data
 from .sharing import push, write_card
 from .snapshot import Snapshot
 from .stopping import StopRequest, TrainingStopped, leave_signals_alone
@@ -54,6 +65,8 @@ class Trainer:
         self.micro_batch = config.micro_batch_size or config.batch_size
         self.accumulation = config.batch_size // self.micro_batch
         self.accelerator = join_processes(config, cpu)
+        config = config.model_copy(update={"mixed_precision": self.accelerator.mixed_precision})
+        check_agreement(config.model_dump(mode="json"), "recipes")
         self.folder = Path(config.output_dir)
         self.lock = RunLock(self.folder)
         self.lock.check()
@@ -72,12 +85,17 @@ class Trainer:
             self.buckets = self.plain.choose_sizes(side_multiple(self.parts, config))
         self.plain.tells_sizes = self.parts.family.tells_sizes
         self.networks = self.parts.modules
-        self._build_optimizer()
+        self.origin = origin_of(config, self.parts, self.pictures, self.accelerator.num_processes)
+        check_agreement(self.origin["contents"], "data or weights")
+        self._prepare()
         self.objective = objective_class(config)(config, self.accelerator, self.parts, self.wrapped, self._caches())
         self.objective.prepare(self.pictures)
-        self.origin = origin_of(config, self.parts, self.pictures, self.accelerator.num_processes)
+        self.coupling = None
+        if config.coupling == "semidiscrete":
+            self.coupling = couple_data(config, self.dataset, self.parts.vae, self.folder / "cache")
         self.step, self.skipped, self.streams = 0, 0, None
-        if (checkpoint := latest_checkpoint(self.folder)) is not None:
+        checkpoint = (newest_complete if config.resume == "newest_complete" else latest_checkpoint)(self.folder)
+        if checkpoint is not None:
             if not config.resume:
                 raise ValueError(f"resume is false, but {checkpoint} exists; choose another output_dir or remove it")
             self._restore(checkpoint)
@@ -96,32 +114,39 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             return self._mean_loss([self.objective(next(iter(self._loader())), generator)])
 
-    def _build_optimizer(self) -> None:
-        c, device = self.config, self.accelerator.device
-        named = named_weights(self.networks)
-        self.parameters = list(named.values())
-        self.optimizer = build_optimizer(c.optimizer, self.networks, c.learning_rate, c.weight_decay)
-        self.lr_scheduler = get_scheduler(
-            c.lr_scheduler, self.optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps
-        )
-        self.ema = EMAModel(self.parameters, decay=c.ema_decay, inv_gamma=1.0, power=0.75, use_ema_warmup=True)
+    def _prepare(self) -> None:
+        """Give what trains to the accelerator, which may split its weights, and the optimiser with it."""
+        c, accelerator = self.config, self.accelerator
         trained = {name: m for name, m in self.networks.items() if any(p.requires_grad for p in m.parameters())}
-        *prepared, self.optimizer = self.accelerator.prepare(*trained.values(), self.optimizer)
-        frozen = {name: m.to(device) for name, m in self.networks.items() if name not in trained}
-        self.wrapped = frozen | dict(zip(trained, prepared))
-        self.ema.to(device)
-        for module in self.parts.others:
-            module.to(device)
-        self.trained, self.snapshot = list(trained), Snapshot(named, self.ema, self.optimizer, self.lr_scheduler)
+        frozen = {name: m for name, m in self.networks.items() if name not in trained}
+        for module in (*frozen.values(), *self.parts.others):
+            module.to(accelerator.device)
+        self.trained, self.split = list(trained), accelerator.distributed_type == DistributedType.FSDP
+        if self.split:
+            for network in trained.values():  # FSDP takes contiguous weights
+                network.to(memory_format=torch.contiguous_format)
+            self.hollow = {name: hollow_copy(network) for name, network in trained.items()}
+        optimizer = build_optimizer(c.optimizer, trained, c.learning_rate, c.weight_decay)
+        self.lr_scheduler = get_scheduler(
+            c.lr_scheduler, optimizer, num_warmup_steps=c.warmup_steps, num_training_steps=c.steps
+        )
+        modules = [Learner(trained)] if self.split else trained.values()
+        *self.prepared, self.optimizer = accelerator.prepare(*modules, optimizer)
+        called = [Part(self.prepared[0], name) for name in trained] if self.split else self.prepared
+        self.wrapped = frozen | dict(zip(trained, called))
+        named = {plain_name(name): p for name, p in named_weights(trained).items()}
+        self.parameters = list(named.values())
+        self.ema = EMAModel(self.parameters, decay=c.ema_decay, inv_gamma=1.0, power=0.75, use_ema_warmup=True)
+        self.snapshot = Snapshot(named, self.ema, self.optimizer, self.lr_scheduler)
 
     def _caches(self) -> CaptionCache | None:
         """Replace pictures by cached latents, and return cached captions, where the recipe says so; add class pictures."""
         c, parts, captions, cache, others = self.config, self.parts, None, self.folder / "cache", None
         if not (c.cache_latents or c.cache_text_embeddings or c.class_images):
             return None
-        with self.accelerator.main_process_first(), self.lock if self.accelerator.is_main_process else nullcontext():
+        with self.lock if self.accelerator.is_main_process else nullcontext():
             if c.class_images is not None:
-                with self.averaged() as networks:
+                with self.averaged() as networks, self.accelerator.main_process_first():
                     others = class_pictures(c, c.class_images, build_pipeline(c, parts, networks))
                 others.tells_sizes = parts.family.tells_sizes
             if c.cache_text_embeddings:
@@ -150,7 +175,7 @@ class Trainer:
             if main:
                 stack.enter_context(self.lock)
                 (self.folder / "recipe.json").write_text(c.model_dump_json(indent=1), encoding="utf-8")
-            evaluator = build_evaluator(c) if main and c.eval_interval else None
+            evaluator = build_evaluator(c) if c.eval_interval else None
             recorder = stack.enter_context(Recorder(c, self.accelerator, self.step))
             self._run(recorder, evaluator, stack.enter_context(StopRequest()))
             return self._finish(recorder)
@@ -159,9 +184,10 @@ class Trainer:
         c, main = self.config, self.accelerator.is_main_process
         recorder.finish()
         result = self.folder / ("pipeline" if c.lora is None else "lora")
-        if main:
-            with self.averaged() as networks:
+        with self.averaged() as networks:
+            if main:
                 save_result(c, self.parts, networks, result)
+        if main:
             write_card(c, self.pictures, self.folder, result)
             if c.push_to_hub is not None:
                 push(result, c.push_to_hub)
@@ -185,10 +211,11 @@ class Trainer:
                 self.save_checkpoint()
             if stopping and self.step < c.steps:
                 self._stop(request)
-            if c.sample_interval and self.step % c.sample_interval == 0 and self.accelerator.is_main_process:
+            if c.sample_interval and self.step % c.sample_interval == 0:
                 with self.averaged() as networks:
-                    pipeline = build_pipeline(c, self.parts, networks)
-                    save_grid(c, pipeline, self.dataset, self.folder / f"sample-{self.step:06d}.png")
+                    grid = sample_grid(c, build_pipeline(c, self.parts, networks), self.dataset)
+                if self.accelerator.is_main_process:
+                    grid.save(self.folder / f"sample-{self.step:06d}.png")
             if evaluator is not None and c.eval_interval and self.step % c.eval_interval == 0:
                 self._evaluate(evaluator, recorder)
 
@@ -226,6 +253,8 @@ class Trainer:
             self.sampler = BucketSampler(self.buckets, self.micro_batch * world, c.seed, **place)
         else:
             self.sampler = StepSampler(len(self.dataset), self.micro_batch * world, c.seed, **place)
+        if self.coupling is not None:
+            self.sampler = SemidiscreteSampler(self.sampler, self.coupling)
         return DataLoader(
             self.dataset,
             batch_sampler=self.sampler,
@@ -251,11 +280,12 @@ class Trainer:
                 batch = next(batches)
                 self.skipped += int(sum(batch.get("skipped", ())))
                 last = part == self.accumulation - 1
-                with nullcontext() if last else accelerator.no_sync(self.wrapped[self.trained[0]]):
+                with nullcontext() if last else self._alone():
                     loss = self.objective(batch, generator) / self.accumulation
                     accelerator.backward(loss)
                 total += loss.detach()
-        norm = cast(torch.Tensor, accelerator.clip_grad_norm_(self.parameters, c.gradient_clip_norm))
+        clipped = list(self.prepared[0].parameters()) if self.split else self.parameters
+        norm = whole(cast(torch.Tensor, accelerator.clip_grad_norm_(clipped, c.gradient_clip_norm))).to(device)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if accelerator.optimizer_step_was_skipped:
@@ -263,6 +293,14 @@ class Trainer:
         self.lr_scheduler.step()
         self.ema.step(self.parameters)
         return torch.where(norm.isfinite(), total, norm)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Gradients stay in their process."""
+        with ExitStack() as stack:
+            for module in self.prepared:
+                stack.enter_context(self.accelerator.no_sync(module))
+            yield
 
     def _mean_loss(self, losses: list[torch.Tensor]) -> float:
         loss = self._reduced(torch.stack(losses).mean(), "mean").item()
@@ -275,31 +313,35 @@ class Trainer:
 
     def _all_skipped(self) -> int:
         """Pictures that could not be read so far, in all processes."""
-        own = torch.tensor(self.skipped + getattr(self.sampler, "skipped", 0), device=self.accelerator.device)
-        return int(self._reduced(own, "sum"))
+        return self._sum(self.skipped + getattr(self.sampler, "skipped", 0))
+
+    def _sum(self, own: int) -> int:
+        return int(self._reduced(torch.tensor(own, device=self.accelerator.device), "sum"))
 
     # ------------------------------------------------------------------ what is written
 
     def save_checkpoint(self) -> None:
         """Weights, averages, optimiser moments and the step, complete or not at all."""
-        streams, skipped, scaler = None, self._all_skipped(), self.accelerator.scaler
+        # what a stream skipped is in its state: a run that goes on reads a part of it again
+        streams, skipped, scaler = None, self._sum(self.skipped), self.accelerator.scaler
         if isinstance(self.sampler, StreamSampler):
             streams = gather_object([self.sampler.state(self.step * self.accumulation)])
-        if self.accelerator.is_main_process:
-            tensors, state = self.snapshot.take()
-            state |= {"streams": streams, "skipped": skipped, "scaler": scaler and scaler.state_dict(), "origin": self.origin}
-            save_checkpoint(self.folder, self.step, tensors, state, self.config.checkpoints_total_limit)
-        self.accelerator.wait_for_everyone()
+        tensors, state = self.snapshot.take()
+        state |= {"streams": streams, "skipped": skipped, "scaler": scaler and scaler.state_dict(), "origin": self.origin}
+        save_checkpoint(self.folder, self.step, tensors, state, self.config.checkpoints_total_limit)
 
     def _restore(self, path: Path) -> None:
-        tensors, state = load_checkpoint(path)
+        check_files(path)
+        layout, state = read_layout(path), read_state(path)
         try:
-            self.snapshot.restore(tensors, state)
+            tensors = self.snapshot.blank(layout, state)
             changes = compare_origins(state["origin"], self.origin) if state["origin"] else []
         except ValueError as error:
             raise ValueError(f"checkpoint {path} does not fit this recipe: {error}") from error
         if state["step"] > self.config.steps:
             raise ValueError(f"max_steps={self.config.steps}, but {path} is of a later step; choose another output_dir")
+        read_tensors(path, tensors)
+        self.snapshot.restore(tensors, state)
         if not is_hashed(path) and self.accelerator.is_main_process:
             unknown = "" if state["origin"] else ", nor whether recipe and data are those that it was trained with"
             logger.warning(f"{path} has no hashes: whether its files are intact cannot be checked{unknown}")
@@ -315,20 +357,41 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[dict[str, torch.nn.Module]]:
-        """The networks with averaged weights, ready to sample."""
+        """The networks with averaged weights, whole and ready to sample, on every process; all of them must ask for it."""
+        with self._gathered() if self.split else self._exchanged():
+            networks = self.networks | (self.hollow if self.split else {})
+            for network in networks.values():
+                network.eval()
+            yield networks
+
+    @contextmanager
+    def _exchanged(self) -> Iterator[None]:
+        """Averages in the place of the weights."""
         self.ema.store(self.parameters)
         self.ema.copy_to(self.parameters)
-        for network in self.networks.values():
-            network.eval()
         try:
-            yield self.networks
+            yield
         finally:
             self.ema.restore(self.parameters)
             for name in self.trained:
                 self.networks[name].train()
 
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Copies of networks whose weights are split, with averages gathered from all processes."""
+        averages = dict(zip(self.snapshot.parameters, self.ema.shadow_params))
+        for name, hollow in self.hollow.items():
+            weights = {plain_name(n): p for n, p in self.networks[name].named_parameters()}
+            fill(hollow, {n: averages.get(f"{name}.{n}", p) for n, p in weights.items()}, self.accelerator.device)
+        try:
+            yield
+        finally:
+            for hollow in self.hollow.values():
+                drain(hollow)
+
     def _evaluate(self, evaluator: Evaluator, recorder: Recorder) -> None:
         with self.averaged() as networks:
             numbers, sheet = evaluator(build_pipeline(self.config, self.parts, networks), self.config.eval_count)
-        write_evaluation(numbers, sheet, self.folder / f"evaluation-{self.step:06d}.json")
+        if self.accelerator.is_main_process:
+            write_evaluation(numbers, sheet, self.folder / f"evaluation-{self.step:06d}.json")
         recorder.write({"step": self.step, **numbers})

@@ -5,6 +5,7 @@ One convention: ``P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε)`` with potentials 
 squared distance (no ½) between points.
 """
 
+from .hierarchical import pair_one_to_one
 from .potentials import extrapolate_potentials
 from .sinkhorn import entropic_transport, sinkhorn
 from .sinkhorn_output import SinkhornOutput
@@ -16,6 +17,7 @@ __all__ = [
     "debiased_map",
     "entropic_transport",
     "extrapolate_potentials",
+    "pair_one_to_one",
     "richardson_map",
     "sinkhorn",
     "sinkhorn_divergence",

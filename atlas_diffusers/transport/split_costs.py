@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -88,6 +89,16 @@ class SplitCost(Cost):
 
         rows, columns = zip(*self.each(both, phi, psi))
         return torch.cat(rows, -1), torch.stack(columns).sum(0)
+
+
+class ProductSource(Protocol):
+    """What a kernel is made of; ``shape`` is (batch, n, m)."""
+
+    shape: tuple[int, int, int]
+
+    def products(self, dtype: torch.dtype) -> "Products":
+        """M as a kernel uses it."""
+        ...
 
 
 class Products:

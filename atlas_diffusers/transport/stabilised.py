@@ -10,7 +10,7 @@ import torch
 
 from .inputs import Marginals
 from .operator_cost import OperatorCost
-from .split_costs import SplitCost
+from .split_costs import ProductSource
 
 BLOCK_BYTES = 2**22  # of a kernel that is being built, so that it stays in cache
 HUGE_PAGE_BYTES = 2**25
@@ -115,7 +115,7 @@ class StabilisedKernel(ABC):
         if self.logarithmic:
             return self.log_soft_rows(psi)
         exponents = psi + self._column_offset
-        top = exponents.amax(-1, keepdim=True)
+        top = self._most(exponents.amax(-1, keepdim=True))
         return self.phi - top - self._times((exponents - top).exp().to(self.dtype)).to(psi.dtype).log()
 
     def soft_columns(self, phi: torch.Tensor) -> torch.Tensor:
@@ -126,6 +126,10 @@ class StabilisedKernel(ABC):
         exponents = phi + self._row_offset
         top = exponents.amax(-1, keepdim=True)
         return self.psi - top - self._transposed_times((exponents - top).exp().to(self.dtype)).to(phi.dtype).log()
+
+    def _most(self, of_columns: torch.Tensor) -> torch.Tensor:
+        """A maximum over columns, of which a subclass may hold a part."""
+        return of_columns
 
     def log_soft_rows(self, psi: torch.Tensor) -> torch.Tensor:
         """:meth:`soft_rows` of any potentials."""
@@ -159,7 +163,7 @@ class SplitKernel(StabilisedKernel):
 
     def __init__(
         self,
-        cost: SplitCost,
+        cost: ProductSource,
         epsilons: list[float],
         marginals: Marginals,
         psi: torch.Tensor,
@@ -188,12 +192,12 @@ class SplitKernel(StabilisedKernel):
     def absorb(self, psi: torch.Tensor, members: Iterable[int]) -> None:
         for member in members:
             offset = psi[member] + self.log_b[member].clamp(min=SMALLEST_LOG_WEIGHT)
-            constant = offset.amax()
+            constant = self._most(offset.amax())
             offset = (offset - constant).to(self.dtype)
             tops, peaks = [], []
             for rows in self._blocks:
                 block = self._ratios(member, rows).add_(offset)
-                tops.append(block.amax(1, keepdim=True))
+                tops.append(self._most(block.amax(1, keepdim=True)))
                 peaks.append(block.sub_(tops[-1]).amax(0))
             peak = torch.stack(peaks).amax(0)
             self.phi[member] = -torch.cat(tops)[:, 0].to(psi.dtype) - constant

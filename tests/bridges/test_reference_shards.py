@@ -72,3 +72,43 @@ def test_bad_files_are_named(tmp_path):
         ReferenceShards(shards(tmp_path, y, 5))
     with pytest.raises(ValueError, match="solver_type='nystrom' needs references in memory"):
         SchrodingerBridgeSolver(ReferenceShards([tmp_path / "other.safetensors"], "latents"), solver_type="nystrom")
+
+
+@pytest.mark.parametrize("prune", [1e-3, 0.05])
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 3.0])
+def test_what_is_pruned_moves_projections_by_no_more_than_its_mass(tmp_path, prune, sigma):
+    y, x = points(400, 3), points(30, 3, seed=1)
+    files = shards(tmp_path, y, 100)
+    exact, pruned = (SchrodingerBridgeSolver(ReferenceShards(files, prune=mass), tolerance=1e-9) for mass in (0.0, prune))
+    expected, found = (solver.couple(x, 1.0, sigma) for solver in (exact, pruned))
+    for name in ("data", "posterior"):
+        moved = (getattr(found, name) - getattr(expected, name)).norm(dim=1)
+        assert moved.max() <= prune * torch.cdist(y, y).max() + 1e-12
+    assert torch.equal(found.effective_references, expected.effective_references)
+
+
+def test_blocks_without_weight_are_not_read(tmp_path):
+    y = torch.cat([points(70, 3) * 0.1, points(70, 3) * 0.1 + 50])
+    read, references = {False: [], True: []}, ReferenceShards(shards(tmp_path, y, 70), prune=1e-3)
+    blocks = references._blocks
+
+    def watched(used=None):
+        for columns, block in blocks(used):
+            read[used is not None].append(columns.start)
+            yield columns, block
+
+    references._blocks = watched
+    SchrodingerBridgeSolver(references, rho=1e-6).couple(points(20, 3) * 0.1, 1.0, 0.5)
+    assert max(read[False]) >= 70 > max(read[True])
+
+
+def test_a_share_of_the_mass_that_cannot_be_left_out_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"prune=1.0 must be in \[0, 1\)"):
+        ReferenceShards(shards(tmp_path, points(4, 3), 4), prune=1.0)
+
+
+def test_references_can_be_moved(tmp_path):
+    y, x = points(40, 3), points(9, 3, seed=1)
+    moved = ReferenceShards(shards(tmp_path, y, 25)).to("cpu")
+    found, expected = (SchrodingerBridgeSolver(each, tolerance=1e-9).couple(x, 0.6, 0.8).data for each in (moved, y))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-7)

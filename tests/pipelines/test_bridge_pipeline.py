@@ -157,11 +157,11 @@ def test_pictures_are_references_wherever_they_lie(tiny_pipeline, tmp_path):
     save_file({"references": tensor[:2].contiguous()}, tmp_path / "a.safetensors")
     save_file({"references": tensor[2:].contiguous()}, tmp_path / "b.safetensors")
     data = Dataset.from_dict({"image": pictures})
-    shards = ReferenceShards([tmp_path / "a.safetensors", tmp_path / "b.safetensors"])
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     bridge = {**ALWAYS, "tolerance": 1e-9}  # shards are solved as a matrix, another way to the same plan
     expected = run(tiny_pipeline, references=tensor, bridge=bridge).images
     undecoded = data.cast_column("image", datasets.Image(decode=False))
-    for given in (pictures, tuple(pictures), tmp_path, str(tmp_path), data, undecoded, shards):
+    for given in (pictures, tuple(pictures), tmp_path, str(tmp_path), data, undecoded, ReferenceShards(files), files):
         found = run(tiny_pipeline, references=given, bridge=bridge).images
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     tiny_pipeline.set_references(pictures)

@@ -1,14 +1,18 @@
 """A checkpoint is there completely or not at all."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import seeded
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from atlas_diffusers.training import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64)
 
 
@@ -57,12 +61,12 @@ def test_saving_the_same_step_again_replaces_it(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O: No space left on device")])
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch, error):
-    def fill_the_disk(values, path):
-        path.write_bytes(b"half a file")
+    def fill_the_disk(writer, plan, planner):
+        (Path(writer.path) / SHARD).write_bytes(b"half a file")
         raise error
 
     save_checkpoint(tmp_path, 4, tensors(), {}, keep=1)
-    monkeypatch.setattr(checkpoints, "save_file", fill_the_disk)
+    monkeypatch.setattr(checkpoints.dcp.HuggingFaceStorageWriter, "write_data", fill_the_disk)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 8, tensors(1), {}, keep=1)
     monkeypatch.undo()
@@ -87,11 +91,11 @@ def test_a_kill_before_the_rename_leaves_the_earlier_checkpoint(tmp_path, monkey
 def test_a_leftover_partial_folder_is_ignored_and_overwritten(tmp_path):
     partial = tmp_path / ".checkpoint-8.partial"
     partial.mkdir()
-    (partial / "state.safetensors").write_bytes(b"half")
+    (partial / SHARD).write_bytes(b"half")
     (partial / "stray").write_bytes(b"left behind")
     assert latest_checkpoint(tmp_path) is None
     path = save_checkpoint(tmp_path, 8, tensors(), {}, keep=1)
-    assert names(tmp_path) == ["checkpoint-8"] and names(path) == ["hashes.json", "state.json", "state.safetensors"]
+    assert names(tmp_path) == ["checkpoint-8"] and names(path) == ["hashes.json", SHARD, "state.json"]
     assert load_checkpoint(path)[1] == {"step": 8}
 
 
@@ -99,7 +103,7 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("file", [SHARD, "state.json"])
 @pytest.mark.parametrize("damage", [truncate, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_a_damaged_checkpoint_is_named(tmp_path, file, damage):
     path = save_checkpoint(tmp_path, 4, tensors(), {"rate": 1.0}, keep=1)
@@ -111,11 +115,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path, file, damage):
 def test_files_are_safetensors_and_json(tmp_path):
     path = save_checkpoint(tmp_path, 4, tensors(), {"rate": 1.0}, keep=1)
     assert json.loads((path / "state.json").read_text()) == {"rate": 1.0, "step": 4}
-    header = (path / "state.safetensors").read_bytes()
+    header = (path / SHARD).read_bytes()
     assert json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])["scalar"]["dtype"] == "F32"
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "hashes.json"])
+@pytest.mark.parametrize("file", [SHARD, "state.json", "hashes.json"])
 def test_one_flipped_bit_is_noticed_wherever_it_is(tmp_path, file):
     path = save_checkpoint(tmp_path, 4, tensors(), {"rate": 1.0}, keep=1)
     good = (path / file).read_bytes()
@@ -127,7 +131,7 @@ def test_one_flipped_bit_is_noticed_wherever_it_is(tmp_path, file):
     assert load_checkpoint(path)[1]["rate"] == 1.0
 
 
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("file", [SHARD, "state.json"])
 @pytest.mark.parametrize("damage", [truncate, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_damage_is_named_without_hashes_too(tmp_path, file, damage):
     path = save_checkpoint(tmp_path, 4, tensors(), {"lr_step": 3, "without_moments": [], "origin": None}, keep=1)
@@ -136,6 +140,56 @@ def test_damage_is_named_without_hashes_too(tmp_path, file, damage):
     damage(path / file)
     with pytest.raises(OSError, match="checkpoint-4 is damaged"):
         load_checkpoint(path)
+
+
+def test_a_mistake_in_the_tensors_is_no_full_disk(tmp_path):
+    with pytest.raises(checkpoints.CheckpointException, match="complex"):
+        save_checkpoint(tmp_path, 4, {"complex": torch.ones(3, dtype=torch.complex128)}, {}, keep=1)
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_of_one_file_from_before_still_loads(tmp_path):
+    path = tmp_path / "checkpoint-4"
+    path.mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in tensors().items()}, path / "state.safetensors")
+    (path / "state.json").write_text(json.dumps({"rate": 1.0, "step": 4}))
+    names = ("state.safetensors", "state.json")
+    hashes = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in names}
+    (path / "hashes.json").write_text(json.dumps(hashes))
+    found, state = load_checkpoint(path)
+    assert state == {"rate": 1.0, "step": 4}
+    assert found.keys() == tensors().keys() and all(torch.equal(found[name], tensors()[name]) for name in found)
+
+
+@pytest.mark.parametrize("file", [SHARD, "state.json"])
+def test_newest_complete_passes_over_what_is_damaged(tmp_path, file, monkeypatch):
+    told = []
+    monkeypatch.setattr(checkpoints.logger, "warning", told.append)
+    for step in (4, 8, 12):
+        save_checkpoint(tmp_path, step, tensors(step), {}, keep=3)
+    (tmp_path / "checkpoint-12" / file).unlink()
+    truncate(tmp_path / "checkpoint-8" / file)
+    assert checkpoints.newest_complete(tmp_path) == tmp_path / "checkpoint-4"
+    assert len(told) == 2 and "checkpoint-12 is damaged" in told[0] and file in told[0] and "checkpoint-8" in told[1]
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_part_of_it(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 4, tensors(), {}, keep=1)
+    remove = checkpoints.shutil.rmtree
+
+    def killed(path, *rest, **options):
+        if path.name == ".checkpoint-4.removed.partial":
+            (path / SHARD).unlink()
+            raise KeyboardInterrupt
+        remove(path, *rest, **options)
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, 8, tensors(1), {}, keep=1)
+    monkeypatch.undo()
+    assert [path.name for path in checkpoints.checkpoints(tmp_path)] == ["checkpoint-8"]
+    save_checkpoint(tmp_path, 12, tensors(2), {}, keep=1)
+    assert names(tmp_path) == ["checkpoint-12"]
 
 
 def test_folders_of_other_names_are_left_alone(tmp_path):

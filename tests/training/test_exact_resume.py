@@ -24,7 +24,8 @@ from pathlib import Path
 from atlas_diffusers.training import checkpoints, trainer
 from atlas_diffusers.training.script import main
 
-save_file, rename, rmtree, log = checkpoints.save_file, Path.rename, shutil.rmtree, trainer.Trainer._log
+writer = checkpoints.dcp.HuggingFaceStorageWriter
+write_data, rename, rmtree, log = writer.write_data, Path.rename, shutil.rmtree, trainer.Trainer._log
 step_of, now = trainer.Trainer._optimizer_step, {"step": 0}
 
 def die():
@@ -42,12 +43,14 @@ def prepare(moment, step):
         if moment == "between steps" and self.step == step:
             die()
 
-    def half_written(tensors, file):
-        save_file(tensors, file)
+    def half_written(self, plan, planner):
+        result = write_data(self, plan, planner)
         if moment == "inside the write" and now["step"] == step:
-            data = Path(file).read_bytes()
-            Path(file).write_bytes(data[: len(data) // 2])
+            file = next(Path(self.path).glob("*.safetensors"))
+            data = file.read_bytes()
+            file.write_bytes(data[: len(data) // 2])
             die()
+        return result
 
     def renaming(self, target):
         if ".partial" in self.name and moment == "before the rename" and now["step"] == step:
@@ -57,13 +60,13 @@ def prepare(moment, step):
             die()
 
     def removing(path, *rest, **options):
-        if moment == "while pruning" and now["step"] == step and Path(path).is_dir() and not Path(path).name.startswith("."):
-            (Path(path) / "state.safetensors").unlink()
+        if moment == "while pruning" and now["step"] == step and list(Path(path).glob("*.safetensors")):
+            next(Path(path).glob("*.safetensors")).unlink()
             die()
         rmtree(path, *rest, **options)
 
     trainer.Trainer._optimizer_step, trainer.Trainer._log = optimizer_step, logging
-    checkpoints.save_file, Path.rename, checkpoints.shutil.rmtree = half_written, renaming, removing
+    writer.write_data, Path.rename, checkpoints.shutil.rmtree = half_written, renaming, removing
 
 statuses = []
 for moment, step, arguments, errors in json.loads(sys.argv[1]):

@@ -208,7 +208,7 @@ def test_missing_moments_are_named(begun, tmp_path):
     name = next(iter(run.snapshot.parameters))
     del tensors[f"moment.{name}.exp_avg"]
     with pytest.raises(ValueError, match=f"it lacks moment.{name}.exp_avg"):
-        run.snapshot.restore(tensors, state)
+        run.snapshot.blank(tensors, state)
 
 
 # ---------------------------------------------------------------------- one run a folder

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from conftest import seeded
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline, AtlasUNet2DModel
@@ -332,7 +334,7 @@ def test_the_output_folder_holds_no_pickles(finished):
     files = [path for path in finished.folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".txt", ".png"}
     names = {str(path.relative_to(finished.folder)) for path in files}
-    assert {"recipe.json", "metrics.jsonl", "pipeline/model_index.json", "checkpoint-8/state.safetensors"} <= names
+    assert {"recipe.json", "metrics.jsonl", "pipeline/model_index.json", "checkpoint-8/state.json"} <= names
     index = json.loads((finished.folder / "pipeline" / "model_index.json").read_text())
     assert index["unet"] == ["atlas_diffusers", "AtlasUNet2DModel"]
 
@@ -553,10 +555,36 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
             torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-10)
 
 
-def test_weights_split_over_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "SPLIT", (processes.DistributedType.NO,))
-    with pytest.raises(ValueError, match="every process must hold the network"):
-        build(tmp_path)
+@pytest.mark.parametrize(
+    "state, environment, message",
+    [
+        ({"distributed_type": "DEEPSPEED"}, {}, "DeepSpeed is not supported: use FSDP, as `accelerate launch --use_fsdp"),
+        ({"distributed_type": "MEGATRON_LM"}, {}, "Megatron-LM is not supported: use FSDP"),
+        ({"distributed_type": "FSDP", "is_fsdp2": False}, {}, "version 1 of FSDP is not supported"),
+        ({"gradient_accumulation_steps": 4}, {}, "gradient_accumulation_steps=4 at the launch: give micro_batch_size"),
+        ({}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision='bf16' in the recipe, but 'fp16' at the launch"),
+    ],
+)  # fmt: skip
+def test_what_a_launch_says_and_cannot_run_is_refused_before_the_data_are_read(
+    tmp_path, monkeypatch, state, environment, message
+):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    launched = {"distributed_type": "MULTI_GPU", "is_fsdp2": True, "gradient_accumulation_steps": 1, **state}
+    monkeypatch.setattr(processes, "Accelerator", lambda **given: SimpleNamespace(**launched))
+    monkeypatch.setattr(trainer, "load_pictures", lambda *arguments: pytest.fail("the data were read"))
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, mixed_precision="bf16")
+
+
+def test_precision_is_that_of_the_launch_where_the_recipe_says_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    try:
+        run = build(tmp_path)
+        assert run.accelerator.mixed_precision == run.config.mixed_precision == "bf16"
+    finally:
+        AcceleratorState._reset_state()
 
 
 # ---------------------------------------------------------------------- what is wrong before the first step
