@@ -75,6 +75,7 @@ def test_what_nothing_would_read_is_refused_by_name(model, fields, message):
         (TrainingConfig, {**ADAPTERS, "guidance_scale": 2.0, "eval_interval": 9}),
         (BridgeConfig, {"strength": 0.5, "mode": "correct"}),
         (KernelConfig, {"scale_factors": [1.0], "multi_scale": True}),
+        (NoiseSchedulerConfig, {"beta_start": 0.01, "beta_end": 0.01}),
         (KernelConfig, {"solver_type": "mine", "rff_features": 9, "n_landmarks": 9}),
     ],
 )
