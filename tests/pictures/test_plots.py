@@ -81,9 +81,13 @@ def test_schedulers_are_not_changed(tmp_path):
 
 
 def test_global_matplotlib_is_left_alone(tmp_path):
+    def figures():
+        pyplot = sys.modules.get("matplotlib.pyplot")
+        return pyplot.get_fignums() if pyplot else []
+
+    before = figures()
     plot_schedules({"euler": atlas_diffusers.AtlasEulerScheduler()}, 7, tmp_path / "a.png")
-    if pyplot := sys.modules.get("matplotlib.pyplot"):
-        assert pyplot.get_fignums() == []
+    assert figures() == before
 
 
 def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):

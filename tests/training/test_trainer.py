@@ -285,6 +285,7 @@ def test_the_learning_rate_follows_the_recipe(tmp_path, monkeypatch, name, rate)
     monkeypatch.setattr(Trainer, "_optimizer_step", step)
     monkeypatch.setattr(Trainer, "save_checkpoint", lambda self: None)
     monkeypatch.setattr(trainer, "save_result", lambda *arguments: None)
+    monkeypatch.setattr(trainer, "write_card", lambda *arguments: None)
     build(tmp_path, lr_scheduler=name).train()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 9))
@@ -332,7 +333,7 @@ def test_the_saved_pipeline_is_the_averaged_network(finished):
 
 def test_the_output_folder_holds_no_pickles(finished):
     files = [path for path in finished.folder.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".txt", ".png"}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl", ".txt", ".png", ".md"}
     names = {str(path.relative_to(finished.folder)) for path in files}
     assert {"recipe.json", "metrics.jsonl", "pipeline/model_index.json", "checkpoint-8/state.json"} <= names
     index = json.loads((finished.folder / "pipeline" / "model_index.json").read_text())
