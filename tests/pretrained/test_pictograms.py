@@ -159,7 +159,7 @@ def test_a_recipe_reads_them_and_says_where_styles_belong():
     with pytest.raises(ValueError, match="styles choose among the pictures of embedded:pictograms"):
         DatasetConfig(name="embedded:emoji", styles=["noto"])
     with pytest.raises(ValueError, match="categories choose among"):
-        DatasetConfig(name="embedded:digits", categories=["noto"])
+        DatasetConfig(root="my-pictures", categories=["noto"])
 
 
 def test_script_draws_on_white(script):
