@@ -5,13 +5,12 @@ import math
 import pytest
 import torch
 from conftest import seeded
-from safetensors.torch import load_file
 from test_objectives import batch_of, build_bridge
 from test_trainer import assert_same_checkpoints, interrupt_at
 
 from atlas_diffusers import AtlasBridgePipeline
 from atlas_diffusers.bridges.brownian import bridge_displacement, follow, times_left
-from atlas_diffusers.training import MarkovianFitting, MixtureCoupling
+from atlas_diffusers.training import MarkovianFitting, MixtureCoupling, load_checkpoint
 
 SIGMA = 0.8
 
@@ -164,7 +163,7 @@ def test_a_diffusion_is_trained_by_turns_and_saved(tmp_path):
                        checkpoints_total_limit=9, sample_interval=8, sample_steps=2)  # fmt: skip
     folder = run.train()
     assert (tmp_path / "sample-000008.png").exists()
-    states = {step: load_file(tmp_path / f"checkpoint-{step}" / "state.safetensors") for step in range(2, 9)}
+    states = {step: load_checkpoint(tmp_path / f"checkpoint-{step}")[0] for step in range(2, 9)}
     moved = []
     for step in (3, 5, 7):  # a pass begins with the averages of the one before, and then moves one network
         other = "unet" if step == 5 else "backward_unet"
@@ -238,7 +237,7 @@ def test_a_run_may_start_from_mixture_pairs(tmp_path, monkeypatch):
     size = {"resolution": 8}
     run = build_bridge(tmp_path, dataset=size, source_dataset=size, **options)
     batch = batch_of(run)
-    source, data = run.objective._paired(batch["source"], batch["pixels"], seeded())
+    source, data = run.objective._coupled(batch["source"], batch["pixels"], seeded())
     assert torch.equal(source, batch["source"]) and not torch.equal(data, batch["pixels"])
     torch.testing.assert_close(data, run.objective.coupling(source, seeded()))
 
