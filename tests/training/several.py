@@ -24,8 +24,6 @@ import matplotlib.figure  # noqa: F401
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from conftest import seeded
-from oracles import points
 from safetensors.torch import save_file
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import FSDPModule
@@ -62,19 +60,25 @@ def use(job):
         PartialState._shared_state["distributed_type"] = kind
 
 
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
 def couplings():
     """Points that plans and couplings are between."""
-    return {"x": points(40, 4), "y": 1.0 + points(36, 4, seed=1)}
+    x, y = (torch.randn(size, 4, generator=seeded(size), dtype=torch.float64) for size in (40, 36))
+    return {"x": x, "y": 1 + y}
 
 
-def shared_projection(folder, problem, split=True):
+def shared_projection(folder, problem, rank):
     """Of particles on references in files, of which each process reads a share."""
     files = []
     for index, part in enumerate(problem["y"].split(7)):
         files.append(folder / f"references-{index}.safetensors")
-        if not split:
+        if rank == 0:
             save_file({"references": part.contiguous()}, files[-1])
-    bridge = SchrodingerBridgeSolver(ReferenceShards(files, split=split), tolerance=1e-9)
+    torch.distributed.barrier()
+    bridge = SchrodingerBridgeSolver(ReferenceShards(files, split=True), tolerance=1e-9)
     return bridge.couple(problem["x"], 0.6, 0.8).data
 
 
@@ -132,17 +136,15 @@ def break_at(moment=None, step=0, rank=None):
         return loss
 
     def writing(tensors, folder):
+        WRITE(tensors, folder)
         if here and moment == "removed folder" and folder.name == f".checkpoint-{step}.partial":
             shutil.rmtree(folder)
-        WRITE(tensors, folder)
 
     trainer.Trainer._optimizer_step, checkpoints._write = optimizer_step, writing
 
 
 def train(job, folder, rank):
-    signal.alarm(LIMIT)
-    os.dup2(os.open(folder / f"{job['name']}-{rank}.txt", os.O_WRONLY | os.O_CREAT), 2)
-    os.environ.update(FACTS=str(folder / f"{job['name']}-{rank}.json"), MASTER_PORT=job["port"])
+    os.environ["FACTS"] = str(folder / f"{job['name']}-{rank}.json")
     use(job)
     break_at(*job.get("break", ()))
     recipe = job["recipes"][rank] if "recipes" in job else job["recipe"]
@@ -162,10 +164,10 @@ def share(job, folder, rank):
     world, problem = job["world"], couplings()
     found = {
         "plan": transport_column_share(problem["x"], problem["y"].chunk(world)[rank], 0.3, tolerance=1e-9).plan,
-        "pairs": sinkhorn_pairs(problem["x"], problem["y"].chunk(world)[rank], 0.02, seeded(), relative=True, split=True),
+        "pairs": sinkhorn_pairs(problem["x"], problem["y"].chunk(world)[rank], 0.02, seeded(), True, 1e-7, split=True),
         "potentials": SemidiscreteCoupling(problem["y"].float()).fit(samples=20).potentials,
         "rows": in_shares(5, lambda places: torch.tensor([[i, rank] for i in places])),
-        "references": shared_projection(folder, problem),
+        "references": shared_projection(folder, problem, rank),
     }
     made = []
 
@@ -178,7 +180,7 @@ def share(job, folder, rank):
     try:
         transport_column_share(problem["x"], problem["y"][rank:], 0.3)
     except ValueError as error:
-        (folder / f"{job['name']}-{rank}.txt").write_text(str(error))
+        print(error, file=sys.stderr)
     return 0
 
 
@@ -189,6 +191,9 @@ def session(jobs, folder, rank, world):
     )
     trainer.Trainer = Watched
     for job in jobs:
+        signal.alarm(LIMIT)
+        os.dup2(os.open(folder / f"{job['name']}-{rank}.txt", os.O_WRONLY | os.O_CREAT), 2)
+        os.environ["MASTER_PORT"] = job["port"]
         status = (train if "recipe" in job else share)(job, folder, rank)
         (folder / f"{job['name']}-{rank}.status").write_text(str(status))
 
@@ -214,8 +219,8 @@ def fork(jobs, folder, world):
 
 
 if __name__ == "__main__":
+    # nothing is computed before the forks, which would leave them threads that are not there
     jobs, caching.ROWS_OF_SHARD = Path(sys.argv[1]), 2
-    shared_projection(jobs.parent, couplings(), split=False)
     told = [job | {"port": free_port()} for job in json.loads(jobs.read_text())]
     for world, group in itertools.groupby(told, key=lambda job: job["world"]):
         fork(list(group), jobs.parent, world)

@@ -205,7 +205,7 @@ def test_a_process_that_fails_ends_the_run_and_the_next_one_goes_on_from_the_las
     elif moment == "interrupt":
         assert found == [130, 130] and "stopped by SIGINT after step" in told[0]
     else:
-        assert found == [2, 2] and f"checkpoint-{step} could not be written: process 1: " in told[0]
+        assert found == [2, 2] and f"checkpoint-{step} could not be written: process " in told[0]
     assert set(statuses(runs, f"{name}-again")[0]) == {0}, statuses(runs, f"{name}-again")[1][-2000:]
     first = min(losses(runs / name))
     assert first == 1 and list(losses(runs / name)) == list(range(1, STEPS + 1))
@@ -230,7 +230,7 @@ def test_processes_share_a_plan_and_its_pairs(runs, world):
     expected = entropic_transport(x, y, 0.3, tolerance=1e-9).plan
     plan = torch.cat([each["plan"] for each in found], 1)
     torch.testing.assert_close(plan, expected, rtol=0, atol=1e-6 * expected.max().item())
-    assert torch.equal(torch.cat([each["pairs"] for each in found]), sinkhorn_pairs(x, y, 0.02, seeded(), relative=True))
+    assert torch.equal(torch.cat([each["pairs"] for each in found]), sinkhorn_pairs(x, y, 0.02, seeded(), True, 1e-7))
     error = (runs / f"shares-{world}-0.txt").read_text()
     assert f"every process must hold as many columns as the others, got {36 - world + 1} to 36" in error
 
