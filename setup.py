@@ -12,6 +12,7 @@ DEV = [
     *NOTEBOOKS,
     *EVAL,
     "selenium>=4.40",
+    "resvg-py==0.5.0",
     "scipy>=1.13",
     "matplotlib>=3.9",
     "open-clip-torch>=2.24",
@@ -41,7 +42,7 @@ setup(
     install_requires=[
         "torch>=2.13",
         "diffusers>=0.42,<0.43",
-        "transformers>=5.23,<6",
+        "transformers>=5.23,<5.24",  # 5.24 asks for a PEFT (0.22) that is not out
         "accelerate>=1.12",
         "peft>=0.18.1",
         "datasets>=4.5",

@@ -111,8 +111,8 @@ def test_a_key_that_stands_there_twice_is_named(tmp_path, name, text):
 
 
 def test_equal_keys_of_different_sections_and_merged_ones_are_fine(tmp_path):
-    (tmp_path / "a.yaml").write_text("a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, y: 3}\n")
-    assert read_mapping(tmp_path / "a.yaml") == {"a": {"x": 1, "y": 1}, "b": {"x": 2, "y": 1}, "c": {"x": 2, "y": 3}}
+    (tmp_path / "a.yaml").write_text("a: &a {x: 1, y: 1}\nb: {<<: *a, x: 2}\nc: {<<: *a, y: 3}\n")
+    assert read_mapping(tmp_path / "a.yaml") == {"a": {"x": 1, "y": 1}, "b": {"x": 2, "y": 1}, "c": {"x": 1, "y": 3}}
     with pytest.raises(ValueError, match="--model: .* key 'x' stands there twice"):
         apply_overrides({}, ["--model", "{x: 1, x: 2}"])
 
