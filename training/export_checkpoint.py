@@ -15,7 +15,7 @@ import torch
 from atlas_diffusers.config import TrainingConfig
 from atlas_diffusers.training.checkpoints import latest_checkpoint, load_checkpoint
 from atlas_diffusers.training.deriving import complete_recipe
-from atlas_diffusers.training.networks import build_networks
+from atlas_diffusers.training.networks import build_components
 from atlas_diffusers.training.outputs import load_pictures, save_result
 
 
@@ -35,16 +35,16 @@ def export(run: Path, folder: Path) -> dict:
         raise ValueError(f"{run} has {'no checkpoint yet' if checkpoint is None else 'adapters, which are no pipeline'}")
     pictures = load_pictures(config, config.dataset)
     texts = pictures.captions() if config.init_from is None and config.text_encoder is not None else []
-    parts = build_networks(complete_recipe(config, pictures, texts), texts)
+    components = build_components(complete_recipe(config, pictures, texts), texts)
     tensors, state = load_checkpoint(checkpoint)
-    networks = parts.modules
+    networks = components.networks
     for name, network in networks.items():
         prefix = f"average.{name}."
         trained = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         network.load_state_dict({**network.state_dict(), **trained})
-    if parts.vae is not None:
-        parts.vae.to(getattr(torch, config.save_dtype))
-    save_result(config, parts, networks, folder)
+    if components.vae is not None:
+        components.vae.to(getattr(torch, config.save_dtype))
+    save_result(config, components, networks, folder)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row and row["step"] <= state["step"]]
     told = {"step": state["step"], "pictures": state["step"] * config.batch_size, "loss": losses[-1] if losses else None}

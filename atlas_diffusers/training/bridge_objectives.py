@@ -102,7 +102,7 @@ class BridgeFitting(BridgeMatching):
 
     def _displacement(self, name: str, conditions: dict) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         def predict(x: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-            self.family.parts.modules[name].train(torch.is_grad_enabled())  # without dropout where it is only followed
+            self.family.components.networks[name].train(torch.is_grad_enabled())  # without dropout where it is only followed
             return self._output(name, x, left * self._horizon, conditions)
 
         return predict

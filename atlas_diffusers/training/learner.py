@@ -47,7 +47,7 @@ def _opened(value: Any) -> Any:
     return value.value if isinstance(value, Sealed) else value
 
 
-class Part:
+class Called:
     """A network that is called through the learner, as the accelerator prepared it."""
 
     def __init__(self, learner: Any, name: str):

@@ -10,8 +10,9 @@ from transformers import CLIPTextModel
 
 from ..config import TrainingConfig
 from ..models.network import AtlasNetwork
+from .family import Components
 from .networks import new_network
-from .parts import Networks, pixels_of_latent
+from .sections import pixels_of_latent
 
 FLOAT = 4
 
@@ -70,14 +71,15 @@ def estimate_memory(config: TrainingConfig) -> TrainingMemory:
         return _step_memory(config, new_network(config))
 
 
-def memory_of(config: TrainingConfig, parts: Networks) -> TrainingMemory:
+def memory_of(config: TrainingConfig, components: Components) -> TrainingMemory:
     """The same for networks that are there, of which all weights train, with captions where there is a text encoder."""
     with torch.device("meta"):
-        unet = cast(AtlasNetwork, type(parts.unet).from_config(parts.unet.config))
-        text_encoder = None if parts.text_encoder is None else type(parts.text_encoder)(parts.text_encoder.config)
+        unet = cast(AtlasNetwork, type(components.unet).from_config(components.unet.config))
+        text_encoder = components.text_encoder
+        text_encoder = None if text_encoder is None else type(text_encoder)(text_encoder.config)
         if text_encoder is not None:
             text_encoder.requires_grad_(config.trains_text_encoder)
-        return _step_memory(config, unet, text_encoder, pixels_of_latent(parts.vae))
+        return _step_memory(config, unet, text_encoder, pixels_of_latent(components.vae))
 
 
 def _step_memory(

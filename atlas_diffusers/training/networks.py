@@ -12,10 +12,11 @@ from ..config import TrainingConfig
 from ..models import AtlasTransformer2DModel, AtlasUNet2DModel
 from ..pipelines.prompts import reads_text
 from .families import Own, family_of
+from .family import Components
 from .lora import add_adapters
 from .losses import loss_weighting
 from .objective_table import objective_class
-from .parts import Networks, build_part, load_autoencoder, pixels_of_latent
+from .sections import build_section, load_autoencoder, pixels_of_latent
 
 logger = logging.get_logger(__name__)
 UNREAD_CAPTIONS = (
@@ -25,7 +26,7 @@ UNREAD_CAPTIONS = (
 NETWORKS = {network.__name__: network for network in (AtlasUNet2DModel, AtlasTransformer2DModel)}
 
 
-def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
+def build_components(config: TrainingConfig, captions: list[str]) -> Components:
     """
     In float32; the weights of new ones depend on ``config.seed`` alone.
 
@@ -37,48 +38,48 @@ def build_networks(config: TrainingConfig, captions: list[str]) -> Networks:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         if config.init_from is None:
-            networks = _new_networks(config, captions)
+            components = _new_components(config, captions)
         else:
-            networks = family_of(config).load(config)
+            components = family_of(config).load(config)
         if config.lora is not None:
-            add_adapters(networks, config.lora)
-    _choose_scheduler(networks, config)
-    _freeze(networks, config)
+            add_adapters(components, config.lora)
+    _choose_scheduler(components, config)
+    _freeze(components, config)
     if config.gradient_checkpointing:
-        networks.unet.enable_gradient_checkpointing()
+        components.unet.enable_gradient_checkpointing()
     if config.num_resolutions > 1:
-        networks.unet.register_to_config(num_resolutions=config.num_resolutions)
-    _check_sizes(networks, config)
-    if config.cache_latents and networks.vae is None:
+        components.unet.register_to_config(num_resolutions=config.num_resolutions)
+    _check_sizes(components, config)
+    if config.cache_latents and components.vae is None:
         raise ValueError(f"cache_latents: the pipeline init_from={config.init_from!r} has no autoencoder")
-    if config.cache_text_embeddings and networks.text_encoder is None:
+    if config.cache_text_embeddings and components.text_encoder is None:
         raise ValueError("cache_text_embeddings: there is no text encoder")
-    _check_text(networks, config)
-    networks.unet.to(memory_format=torch.channels_last)
+    _check_text(components, config)
+    components.unet.to(memory_format=torch.channels_last)
     if config.bridge_passes:
-        networks.backward_unet = copy.deepcopy(networks.unet)
-    return networks
+        components.backward_unet = copy.deepcopy(components.unet)
+    return components
 
 
-def _choose_scheduler(networks: Networks, config: TrainingConfig) -> None:
+def _choose_scheduler(components: Components, config: TrainingConfig) -> None:
     """The noise process; a pipeline of Diffusers keeps its own scheduler unless another one, or process, is asked for."""
-    start = {} if config.init_from is None else (networks.pipeline or networks).scheduler.config
-    networks.scheduler = objective_class(config).build_scheduler(config, start)
-    asked = config.scheduler is not None or config.objective != networks.family.objective
-    if networks.pipeline is not None and asked:
-        networks.pipeline.scheduler = networks.scheduler
+    start = {} if config.init_from is None else (components.pipeline or components).scheduler.config
+    components.scheduler = objective_class(config).build_scheduler(config, start)
+    asked = config.scheduler is not None or config.objective != components.family.objective
+    if components.pipeline is not None and asked:
+        components.pipeline.scheduler = components.scheduler
 
 
-def _freeze(networks: Networks, config: TrainingConfig) -> None:
+def _freeze(components: Components, config: TrainingConfig) -> None:
     """Leave gradients to what trains, in float32, and put the rest in evaluation mode."""
-    for module in networks.others:
+    for module in components.others:
         module.requires_grad_(False).eval()
-    for module in networks.modules.values():
-        trains = module is networks.unet or config.trains_text_encoder
+    for module in components.networks.values():
+        trains = module is components.unet or config.trains_text_encoder
         module.train(trains)
         if not trains:
             module.requires_grad_(False)
-    cast_training_params(list(networks.modules.values()))
+    cast_training_params(list(components.networks.values()))
 
 
 def check_recipe(config: TrainingConfig) -> None:
@@ -100,21 +101,21 @@ def _check_captions(config: TrainingConfig) -> None:
     logger.warning(f"if the data have captions: {UNREAD_CAPTIONS}")
 
 
-def side_multiple(networks: Networks, config: TrainingConfig) -> int:
+def side_multiple(components: Components, config: TrainingConfig) -> int:
     """What must divide the sides of pictures, at the largest of the resolutions."""
-    return networks.family.side_multiple(networks) * 2 ** (config.num_resolutions - 1)
+    return components.family.side_multiple(components) * 2 ** (config.num_resolutions - 1)
 
 
-def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
-    d, unet, multiple = config.dataset, networks.unet.config, side_multiple(networks, config)
+def _check_sizes(components: Components, config: TrainingConfig) -> None:
+    d, unet, multiple = config.dataset, components.unet.config, side_multiple(components, config)
     if d.resolution % multiple:
         raise ValueError(f"dataset.resolution={d.resolution} must be a multiple of {multiple} for this network")
-    if networks.pipeline is not None:
-        return _check_pictures(networks, config)
-    if networks.vae is None and d.channels != unet.in_channels:
+    if components.pipeline is not None:
+        return _check_pictures(components, config)
+    if components.vae is None and d.channels != unet.in_channels:
         raise ValueError(f"dataset.channels={d.channels}, but the network has in_channels={unet.in_channels}")
-    if networks.vae is not None and networks.vae.config.latent_channels != unet.in_channels:
-        latents = networks.vae.config.latent_channels
+    if components.vae is not None and components.vae.config.latent_channels != unet.in_channels:
+        latents = components.vae.config.latent_channels
         raise ValueError(f"the autoencoder has {latents} channels, but the network has in_channels={unet.in_channels}")
     if (d.label_column is None) != (unet.get("num_class_embeds") is None):
         raise ValueError(
@@ -122,38 +123,38 @@ def _check_sizes(networks: Networks, config: TrainingConfig) -> None:
         )
 
 
-def _check_pictures(networks: Networks, config: TrainingConfig) -> None:
+def _check_pictures(components: Components, config: TrainingConfig) -> None:
     """Of a pipeline of Diffusers: its autoencoder reads colours, and it takes no labels."""
-    d, channels, name = config.dataset, networks.vae.config.in_channels, type(networks.pipeline).__name__
+    d, channels, name = config.dataset, components.vae.config.in_channels, type(components.pipeline).__name__
     if d.channels != channels:
         raise ValueError(f"dataset.channels={d.channels}, but the autoencoder has in_channels={channels}")
     if d.label_column is not None:
         raise ValueError(f"dataset.label_column={d.label_column!r}, but {name} takes no labels")
 
 
-def _check_text(networks: Networks, config: TrainingConfig) -> None:
-    if config.lora is not None and not config.samples and not networks.unet.config.get("guidance_embeds"):
+def _check_text(components: Components, config: TrainingConfig) -> None:
+    if config.lora is not None and not config.samples and not components.unet.config.get("guidance_embeds"):
         config.refuse(["guidance_scale"], "of adapters whose network is told no guidance, in a run that makes no pictures")
-    if networks.pipeline is not None:
+    if components.pipeline is not None:
         return
-    takes_text = networks.text_encoder is not None and reads_text(networks.unet.config)
-    if networks.text_encoder is not None and not takes_text:
+    takes_text = components.text_encoder is not None and reads_text(components.unet.config)
+    if components.text_encoder is not None and not takes_text:
         raise ValueError(UNREAD_CAPTIONS)
     if config.sample_prompts and not takes_text:
         raise ValueError(f"sample_prompts={config.sample_prompts}, but the network takes no text")
     if not takes_text and config.dataset.label_column is None:
         config.refuse(["caption_dropout"], "without captions or labels")
-    if networks.text_encoder is None:
+    if components.text_encoder is None:
         config.refuse(["train_text_encoder"], "of a pipeline without text encoder")
 
 
-def _new_networks(config: TrainingConfig, captions: list[str]) -> Networks:
+def _new_components(config: TrainingConfig, captions: list[str]) -> Components:
     tokenizer = text_encoder = None
     if (t := config.text_encoder) is not None:
         tokenizer = build_tokenizer(captions, t.vocab_size, t.max_length)
         text_encoder = build_text_encoder(tokenizer, t.hidden_size, t.num_layers, t.num_heads)
     vae = None if config.vae is None else load_autoencoder(config.vae)
-    return Networks(new_network(config, vae), text_encoder, tokenizer, vae, None, Own)
+    return Components(new_network(config, vae), text_encoder, tokenizer, vae, None, Own)
 
 
 def new_network(config: TrainingConfig, vae: Any = None) -> AtlasUNet2DModel | AtlasTransformer2DModel:
@@ -170,4 +171,4 @@ def new_network(config: TrainingConfig, vae: Any = None) -> AtlasUNet2DModel | A
     arguments.pop("_class_name", None)
     if config.text_encoder is not None:
         arguments.setdefault("cross_attention_dim", config.text_encoder.hidden_size)
-    return build_part(NETWORKS[name], arguments, "model")
+    return build_section(NETWORKS[name], arguments, "model")

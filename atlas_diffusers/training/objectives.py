@@ -14,8 +14,9 @@ from ..config import TrainingConfig
 from ..pipelines.latents import encode_latents, normalise_latents
 from ..schedules import Flow
 from .couplings import sinkhorn_pairs
+from .family import Components
 from .losses import denoising_loss, flow_times, loss_weighting, offset_noise, stratified_timesteps
-from .parts import FLOW_SCHEDULERS, Networks, scheduler_from_dict
+from .sections import FLOW_SCHEDULERS, scheduler_from_dict
 from .semidiscrete import coupled_noise
 
 
@@ -30,7 +31,7 @@ class Objective:
     Args:
         config: the recipe.
         accelerator: gives device and processes.
-        networks: autoencoder, tokenizer and scheduler.
+        components: autoencoder, tokenizer and scheduler.
         wrapped: the networks that may train, as the accelerator prepared them.
         embeddings: what the network is told of captions, instead of their encoder; see :class:`~.caching.CaptionCache`.
     """
@@ -40,13 +41,13 @@ class Objective:
     """Of the run, set before its loss is asked for."""
 
     def __init__(
-        self, config: TrainingConfig, accelerator: Accelerator, networks: Networks, wrapped: dict, embeddings: Any = None
+        self, config: TrainingConfig, accelerator: Accelerator, components: Components, wrapped: dict, embeddings: Any = None
     ):
         self.config, self.accelerator, self.wrapped = config, accelerator, wrapped
-        self.family = networks.family(networks, wrapped, config)
+        self.family = components.family(components, wrapped, config)
         self.embeddings = embeddings or self.family.encode
-        self.vae, self.tokenizer, self.scheduler = networks.vae, networks.tokenizer, networks.scheduler
-        self.no_class = networks.unet.config.get("num_class_embeds")
+        self.vae, self.tokenizer, self.scheduler = components.vae, components.tokenizer, components.scheduler
+        self.no_class = components.unet.config.get("num_class_embeds")
         self.class_weight = 0.0 if config.class_images is None else config.class_images.weight
 
     @staticmethod
@@ -148,8 +149,8 @@ class Objective:
 class Denoising(Objective):
     """``E w(t) ‖m − m_θ(α x_0 + σ ε, t)‖²``, m the target of the scheduler's prediction type."""
 
-    def __init__(self, config: TrainingConfig, *parts: Any, **more: Any):
-        super().__init__(config, *parts, **more)
+    def __init__(self, config: TrainingConfig, *arguments: Any, **more: Any):
+        super().__init__(config, *arguments, **more)
         self.weights = None if config.loss_weighting is None else loss_weighting(**config.loss_weighting)
         self.prediction_type = self.scheduler.config.get("prediction_type")
 
@@ -180,8 +181,8 @@ class Denoising(Objective):
 class FlowMatching(Denoising):
     """``E w(s) ‖ε − x_0 − v_θ((1 − s) x_0 + s ε, s T)‖²`` (Lipman et al. 2022, arXiv 2210.02747)."""
 
-    def __init__(self, config: TrainingConfig, *parts: Any, **more: Any):
-        super().__init__(config, *parts, **more)
+    def __init__(self, config: TrainingConfig, *arguments: Any, **more: Any):
+        super().__init__(config, *arguments, **more)
         self.prediction_type = "flow_prediction"
 
     @staticmethod

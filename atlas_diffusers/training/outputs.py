@@ -1,6 +1,7 @@
 """What a run makes of its networks: a pipeline, adapters, sample grids, evaluations."""
 
 import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from ..config.training import ClassImagesConfig
 from ..pictures.sheets import labelled_grid, to_pictures
 from .data import Annotated, BridgePairs, PictureDataset
 from .evaluation import Evaluator, call_inputs
-from .families import StockCall
+from .family import Components
 from .lora import write_adapters
 from .objective_table import objective_class
-from .parts import Networks
 from .processes import in_shares
 from .sources import load_training_data
 
@@ -58,10 +58,32 @@ def class_pictures(config: TrainingConfig, asked: ClassImagesConfig, pipeline: A
     return PictureDataset(load_training_data(target), target)
 
 
-def build_pipeline(config: TrainingConfig, parts: Networks, networks: dict[str, torch.nn.Module]):
+class StockCall:
+    """A pipeline of Diffusers called as ours are: sizes, steps and guidance that a call leaves open are the recipe's."""
+
+    has_text = True
+
+    def __init__(self, pipeline: Any, config: TrainingConfig):
+        side = config.dataset.resolution
+        known = inspect.signature(type(pipeline).__call__).parameters
+        given = {
+            "height": side, "width": side, "num_inference_steps": config.sample_steps,
+            "guidance_scale": config.guidance_scale, "use_resolution_binning": False,
+        }  # fmt: skip
+        self.pipeline, self.given = pipeline, {name: value for name, value in given.items() if name in known}
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.pipeline(**self.given | {name: value for name, value in arguments.items() if value is not None})
+
+    def save_pretrained(self, folder: Path) -> None:
+        """As a folder of Diffusers."""
+        self.pipeline.save_pretrained(folder)
+
+
+def build_pipeline(config: TrainingConfig, components: Components, networks: dict[str, torch.nn.Module]):
     """The pipeline around the trained networks, or copies of them."""
-    if parts.pipeline is not None:
-        whole = copy.copy(parts.pipeline)
+    if components.pipeline is not None:
+        whole = copy.copy(components.pipeline)
         for name, network in networks.items():
             setattr(whole, name, network)
         return StockCall(whole, config)
@@ -70,10 +92,10 @@ def build_pipeline(config: TrainingConfig, parts: Networks, networks: dict[str, 
         diffusion = {"backward_unet": networks["backward_unet"], "bridge_sigma": config.bridge_sigma}
     pipeline = getattr(atlas_diffusers, objective_class(config).pipeline)(
         unet=networks["unet"],
-        scheduler=parts.scheduler,
-        vae=parts.vae,
+        scheduler=components.scheduler,
+        vae=components.vae,
         text_encoder=networks.get("text_encoder"),
-        tokenizer=parts.tokenizer,
+        tokenizer=components.tokenizer,
         default_guidance_scale=config.guidance_scale,
         default_num_inference_steps=config.sample_steps,
         **diffusion,
@@ -82,17 +104,17 @@ def build_pipeline(config: TrainingConfig, parts: Networks, networks: dict[str, 
     return pipeline
 
 
-def save_result(config: TrainingConfig, parts: Networks, networks: dict[str, torch.nn.Module], folder: Path) -> None:
+def save_result(config: TrainingConfig, components: Components, networks: dict[str, torch.nn.Module], folder: Path) -> None:
     """Write a pipeline folder, or the adapters as Diffusers' ``load_lora_weights`` reads them, with the recipe."""
     dtype = getattr(torch, config.save_dtype)
     if config.lora is not None:
-        write_adapters(folder, parts, networks, dtype)
+        write_adapters(folder, components, networks, dtype)
     else:
         copies = {name: copy.deepcopy(network) for name, network in networks.items()}
-        for name in (parts.family.network, "backward_unet", "text_encoder"):
+        for name in (components.family.network, "backward_unet", "text_encoder"):
             if name in copies and copies[name].dtype != dtype:
                 copies[name].to(dtype)
-        build_pipeline(config, parts, copies).save_pretrained(folder)
+        build_pipeline(config, components, copies).save_pretrained(folder)
     (folder / "recipe.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from ..config import TrainingConfig
 from .data import Annotated, PictureDataset
+from .family import Components
 from .fingerprints import data_fingerprint, fingerprint, tokenizer_fingerprint
-from .parts import Networks
 
 # what decides nothing that is learned; whether a folder is another one, the fingerprint of the data tells
 FREE = {
@@ -27,12 +27,14 @@ CONTENTS = {
 }
 
 
-def origin_of(config: TrainingConfig, parts: Networks, pictures: PictureDataset | Annotated, processes: int) -> dict[str, Any]:
+def origin_of(
+    config: TrainingConfig, components: Components, pictures: PictureDataset | Annotated, processes: int
+) -> dict[str, Any]:
     """What tells a run from another: the recipe, the processes, and what it reads that the recipe only names."""
-    frozen = fingerprint(networks=tuple(parts.every()), frozen_only=True)
+    frozen = fingerprint(networks=tuple(components.every()), frozen_only=True)
     contents = {"pictures": data_fingerprint(pictures), "frozen": frozen}
-    if parts.tokenizer is not None:
-        contents["tokenizer"] = tokenizer_fingerprint(parts.tokenizer)
+    if components.tokenizer is not None:
+        contents["tokenizer"] = tokenizer_fingerprint(components.tokenizer)
     return origin(config.model_dump(mode="json"), processes, contents)
 
 

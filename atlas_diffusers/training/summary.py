@@ -9,8 +9,8 @@ import torch
 from ..conditioning import token_lists
 from ..config import TrainingConfig
 from .data import Annotated, PictureDataset
+from .family import Components
 from .memory import memory_of
-from .parts import Networks
 
 SHOWN, LONGEST = 3, 40
 
@@ -18,7 +18,7 @@ SHOWN, LONGEST = 3, 40
 def summarise(
     config: TrainingConfig,
     pictures: PictureDataset | Annotated,
-    parts: Networks,
+    components: Components,
     trained: int,
     derived: bool = False,
     start: str | None = None,
@@ -34,16 +34,16 @@ def summarise(
         start: the checkpoint that the run goes on from.
         processes: of the run, each with a batch of its own.
     """
-    every = sum(p.numel() for network in parts.every() for p in network.parameters())
-    name = type(parts.unet).__name__
+    every = sum(p.numel() for network in components.every() for p in network.parameters())
+    name = type(components.unet).__name__
     rows = {
         "data": _data(config, pictures),
         "network": f"{name}, {trained:,} of {every:,} numbers train" + (", as the data ask for:" if derived else ""),
         "model": json.dumps(config.model) if derived else None,
-        "captions": _captions(config, pictures, parts.tokenizer),
+        "captions": _captions(config, pictures, components.tokenizer),
         "buckets": _buckets(pictures),
         "steps": _steps(config, pictures, processes),
-        "memory": _memory(config, parts),
+        "memory": _memory(config, components),
         "goes on": start and f"from {start}",
         "output": config.output_dir,
     }
@@ -86,10 +86,10 @@ def _steps(config: TrainingConfig, pictures: Any, processes: int) -> str:
     return f"{text}, {config.steps * batch / len(pictures):.3g} passes over the data"
 
 
-def _memory(config: TrainingConfig, parts: Networks) -> str | None:
+def _memory(config: TrainingConfig, components: Components) -> str | None:
     """Of a process, in float32; nothing is said of adapters, and of pipelines of Diffusers."""
-    if config.lora is not None or parts.pipeline is not None:
+    if config.lora is not None or components.pipeline is not None:
         return None
-    memory = memory_of(config, parts)
+    memory = memory_of(config, components)
     has = f", the GPU has {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f}" if torch.cuda.is_available() else ""
     return f"about {memory.total / 2**30:.2g} GiB in float32 ({memory.state / 2**30:.2g} of it weights and averages){has}"

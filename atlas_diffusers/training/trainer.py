@@ -30,9 +30,9 @@ from .checkpoints import (
 from .data import Annotated, PictureDataset
 from .deriving import complete_recipe
 from .evaluation import Evaluator, write_evaluation
-from .learner import Learner, Part, drain, fill, hollow_copy, plain_name, whole
+from .learner import Called, Learner, drain, fill, hollow_copy, plain_name, whole
 from .locking import RunLock
-from .networks import build_networks, side_multiple
+from .networks import build_components, side_multiple
 from .objective_table import objective_class
 from .optimizers import build_optimizer, named_weights
 from .order import SEED_STRIDE, StepSampler, StreamSampler
@@ -77,22 +77,22 @@ class Trainer:
         texts = self.pictures.captions() if reading else []
         given, config = config, complete_recipe(config, self.pictures, texts, self.accelerator.num_processes)
         self.config, self.derived = config, config.model != given.model
-        self.parts = build_networks(config, texts)
+        self.components = build_components(config, texts)
         if config.dataset.label_column is not None:
-            self.dataset.check_labels(self.parts.unet.config.num_class_embeds)
+            self.dataset.check_labels(self.components.unet.config.num_class_embeds)
         self.buckets = None
         if config.dataset.aspect_buckets:
-            self.buckets = self.plain.choose_sizes(side_multiple(self.parts, config))
-        self.plain.tells_sizes = self.parts.family.tells_sizes
-        self.networks = self.parts.modules
-        self.origin = origin_of(config, self.parts, self.pictures, self.accelerator.num_processes)
+            self.buckets = self.plain.choose_sizes(side_multiple(self.components, config))
+        self.plain.tells_sizes = self.components.family.tells_sizes
+        self.networks = self.components.networks
+        self.origin = origin_of(config, self.components, self.pictures, self.accelerator.num_processes)
         check_agreement(self.origin["contents"], "data or weights")
         self._prepare()
-        self.objective = objective_class(config)(config, self.accelerator, self.parts, self.wrapped, self._caches())
+        self.objective = objective_class(config)(config, self.accelerator, self.components, self.wrapped, self._caches())
         self.objective.prepare(self.pictures)
         self.coupling = None
         if config.coupling == "semidiscrete":
-            self.coupling = couple_data(config, self.dataset, self.parts.vae, self.folder / "cache")
+            self.coupling = couple_data(config, self.dataset, self.components.vae, self.folder / "cache")
         self.step, self.skipped, self.streams = 0, 0, None
         checkpoint = (newest_complete if config.resume == "newest_complete" else latest_checkpoint)(self.folder)
         if checkpoint is not None:
@@ -105,7 +105,7 @@ class Trainer:
         trained = sum(p.numel() for p in self.parameters)
         start = latest_checkpoint(self.folder) and f"{latest_checkpoint(self.folder)}"
         world = self.accelerator.num_processes
-        return summarise(self.config, self.pictures, self.parts, trained, self.derived, start, world)
+        return summarise(self.config, self.pictures, self.components, trained, self.derived, start, world)
 
     def check(self) -> float:
         """The loss of one micro-batch; nothing is written and nothing learned."""
@@ -119,7 +119,7 @@ class Trainer:
         c, accelerator = self.config, self.accelerator
         trained = {name: m for name, m in self.networks.items() if any(p.requires_grad for p in m.parameters())}
         frozen = {name: m for name, m in self.networks.items() if name not in trained}
-        for module in (*frozen.values(), *self.parts.others):
+        for module in (*frozen.values(), *self.components.others):
             module.to(accelerator.device)
         self.trained, self.split = list(trained), accelerator.distributed_type == DistributedType.FSDP
         if self.split:
@@ -132,7 +132,7 @@ class Trainer:
         )
         modules = [Learner(trained)] if self.split else trained.values()
         *self.prepared, self.optimizer = accelerator.prepare(*modules, optimizer)
-        called = [Part(self.prepared[0], name) for name in trained] if self.split else self.prepared
+        called = [Called(self.prepared[0], name) for name in trained] if self.split else self.prepared
         self.wrapped = frozen | dict(zip(trained, called))
         named = {plain_name(name): p for name, p in named_weights(trained).items()}
         self.parameters = list(named.values())
@@ -141,21 +141,21 @@ class Trainer:
 
     def _caches(self) -> CaptionCache | None:
         """Replace pictures by cached latents, and return cached captions, where the recipe says so; add class pictures."""
-        c, parts, captions, cache, others = self.config, self.parts, None, self.folder / "cache", None
+        c, components, captions, cache, others = self.config, self.components, None, self.folder / "cache", None
         if not (c.cache_latents or c.cache_text_embeddings or c.class_images):
             return None
         with self.lock if self.accelerator.is_main_process else nullcontext():
             if c.class_images is not None:
                 with self.averaged() as networks, self.accelerator.main_process_first():
-                    others = class_pictures(c, c.class_images, build_pipeline(c, parts, networks))
-                others.tells_sizes = parts.family.tells_sizes
+                    others = class_pictures(c, c.class_images, build_pipeline(c, components, networks))
+                others.tells_sizes = components.family.tells_sizes
             if c.cache_text_embeddings:
                 texts = [*self.pictures.captions(), *(others.captions() if others else [])]
-                family = parts.family(parts, self.wrapped, c)
+                family = components.family(components, self.wrapped, c)
                 captions = CaptionCache(texts, family.encode, cache, family.fingerprint())
             if c.cache_latents:
-                self.dataset = CachedPictures(self.plain, parts.vae, cache)
-                others = others and CachedPictures(others, parts.vae, cache)
+                self.dataset = CachedPictures(self.plain, components.vae, cache)
+                others = others and CachedPictures(others, components.vae, cache)
             if others is not None:
                 self.dataset = WithClassPictures(self.dataset, others)
         return captions
@@ -186,7 +186,7 @@ class Trainer:
         result = self.folder / ("pipeline" if c.lora is None else "lora")
         with self.averaged() as networks:
             if main:
-                save_result(c, self.parts, networks, result)
+                save_result(c, self.components, networks, result)
         if main:
             write_card(c, self.pictures, self.folder, result)
             if c.push_to_hub is not None:
@@ -213,7 +213,7 @@ class Trainer:
                 self._stop(request)
             if c.sample_interval and self.step % c.sample_interval == 0:
                 with self.averaged() as networks:
-                    grid = sample_grid(c, build_pipeline(c, self.parts, networks), self.dataset)
+                    grid = sample_grid(c, build_pipeline(c, self.components, networks), self.dataset)
                 if self.accelerator.is_main_process:
                     grid.save(self.folder / f"sample-{self.step:06d}.png")
             if evaluator is not None and c.eval_interval and self.step % c.eval_interval == 0:
@@ -391,7 +391,7 @@ class Trainer:
 
     def _evaluate(self, evaluator: Evaluator, recorder: Recorder) -> None:
         with self.averaged() as networks:
-            numbers, sheet = evaluator(build_pipeline(self.config, self.parts, networks), self.config.eval_count)
+            numbers, sheet = evaluator(build_pipeline(self.config, self.components, networks), self.config.eval_count)
         if self.accelerator.is_main_process:
             write_evaluation(numbers, sheet, self.folder / f"evaluation-{self.step:06d}.json")
         recorder.write({"step": self.step, **numbers})

@@ -7,7 +7,7 @@ import pytest
 
 from atlas_diffusers.config import DatasetConfig, TrainingConfig, apply_overrides, read_mapping, validate
 from atlas_diffusers.training.networks import NETWORKS
-from atlas_diffusers.training.parts import scheduler_from_dict
+from atlas_diffusers.training.sections import scheduler_from_dict
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conftest import seeded
 
 from atlas_diffusers import AtlasAutoencoder, AtlasEulerScheduler, AtlasPipeline, AtlasTransformer2DModel
-from atlas_diffusers.training.parts import load_autoencoder, pixels_of_latent
+from atlas_diffusers.training.sections import load_autoencoder, pixels_of_latent
 
 
 def small(**changes) -> AtlasAutoencoder:

@@ -189,7 +189,7 @@ def test_a_preset_is_trained(celeba, monkeypatch):
     assert recipe["gradient_checkpointing"] and recipe["mixed_precision"] == "no"
     assert (celeba / "checkpoints" / "celeba" / "checkpoint-2").is_dir()
     start = Trainer(validate(TrainingConfig, recipe | {"output_dir": "other"}), cpu=True)
-    moved = {name: p - pipeline.unet.state_dict()[name] for name, p in start.parts.unet.named_parameters()}
+    moved = {name: p - pipeline.unet.state_dict()[name] for name, p in start.components.unet.named_parameters()}
     assert all(torch.isfinite(each).all() for each in moved.values()) and moved["conv_in.weight"].abs().max() > 0
 
 

@@ -131,7 +131,7 @@ BY_HAND = {
 @KINDS
 def test_the_loss_is_that_of_the_formula(kind, folders, tmp_path):
     run = build(tmp_path, folders[kind], kind)
-    pipeline, batch = run.parts.pipeline.to(torch.float64), batch_of(run)
+    pipeline, batch = run.components.pipeline.to(torch.float64), batch_of(run)
     batch["pixels"] = batch["pixels"].double()
     own = [torch.Generator().manual_seed(draw) for draw in batch["draw"].tolist()]
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_the_loss_is_that_of_the_formula(kind, folders, tmp_path):
 def test_a_dropped_caption_is_what_guidance_leads_away_from(kind, folders, tmp_path):
     """The stock pipeline's call with an empty prompt on one side, our conditions of two empty captions on the other."""
     run = build(tmp_path, folders[kind], kind)
-    family, pipeline = run.objective.family, run.parts.pipeline
+    family, pipeline = run.objective.family, run.components.pipeline
     with torch.no_grad():
         mixed, words = family.encode(["a red heart", ""]), family.encode(["a red heart", "frog"])
         guided = {} if kind == "Flux" else {"do_classifier_free_guidance": True}
@@ -209,7 +209,7 @@ def test_the_stock_pipeline_loads_adapters_and_makes_our_picture(kind, folders, 
         stock.load_lora_weights(folder)
     stock.to(torch.float64)
     with run.averaged() as networks:
-        ours = build_pipeline(run.config, run.parts, networks)
+        ours = build_pipeline(run.config, run.components, networks)
         expected = picture(ours.pipeline.to(torch.float64), kind)
     found = picture(stock, kind)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
@@ -219,7 +219,7 @@ def test_the_stock_pipeline_loads_adapters_and_makes_our_picture(kind, folders, 
     torch.testing.assert_close(picture(stock, kind), expected, rtol=0, atol=1e-6)
     names = {name.split(".")[0] for name in load_file(folder / "pytorch_lora_weights.safetensors")}
     encoders = {name for name in stock._lora_loadable_modules if name.startswith("text_encoder")}
-    assert names == {run.parts.family.network} | (encoders if towers else set())
+    assert names == {run.components.family.network} | (encoders if towers else set())
 
 
 def test_ranks_by_module(folders, tmp_path):
@@ -236,16 +236,16 @@ def test_ranks_by_module(folders, tmp_path):
 @pytest.mark.parametrize("kind", ["SDXL", "PixArt", "Flux"])
 def test_a_whole_pipeline_is_trained_and_stays_what_it_was(kind, folders, tmp_path):
     run = build(tmp_path, folders[kind], kind, sample_interval=2, sample_prompts=["a red heart"], learning_rate=1e-1)
-    frozen = {id(p): p.clone() for module in run.parts.others for p in module.parameters()}
+    frozen = {id(p): p.clone() for module in run.components.others for p in module.parameters()}
     folder = run.train()
     trained = load(kind, folder)
     original = load(kind, folders[kind])
-    network = run.parts.family.network
+    network = run.components.family.network
     before, after = (dict(getattr(pipeline, network).named_parameters()) for pipeline in (original, trained))
     assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
     assert type(trained.scheduler) is type(original.scheduler)
     assert len(frozen) > 10 and all(
-        torch.equal(p, frozen[id(p)]) for module in run.parts.others for p in module.parameters()
+        torch.equal(p, frozen[id(p)]) for module in run.components.others for p in module.parameters()
     )
     towers = [pipeline.text_encoder.state_dict() for pipeline in (original, trained)]
     assert all(torch.equal(value, towers[1][name]) for name, value in towers[0].items()), "text encoders stay by default"
@@ -337,4 +337,4 @@ def test_a_network_without_guidance_input_is_told_none(tmp_path):
     run = build(tmp_path / "run", tmp_path / "start", "Flux", max_steps=1)
     with silence():
         run.train()
-    assert isinstance(run.parts.pipeline, diffusers.FluxPipeline)
+    assert isinstance(run.components.pipeline, diffusers.FluxPipeline)

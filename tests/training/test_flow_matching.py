@@ -84,7 +84,7 @@ def test_the_pipeline_follows_the_velocity_from_noise_to_data(tmp_path):
 def test_the_recipe_may_name_the_scheduler(tmp_path, name):
     options = {"use_flow_sigmas": True} if name.startswith("Atlas") else {}
     run = build(tmp_path, **{**FLOW, "scheduler": {"_class_name": name, "shift": 2.0, **options}})
-    assert type(run.parts.scheduler).__name__ == name and run.parts.scheduler.config.shift == 2.0
+    assert type(run.components.scheduler).__name__ == name and run.components.scheduler.config.shift == 2.0
 
 
 # ---------------------------------------------------------------------- tables

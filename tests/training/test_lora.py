@@ -70,9 +70,9 @@ def test_written_adapters_act_as_the_averaged_ones_of_training(start, tmp_path):
     run.ema.copy_to(run.parameters)
     for network in run.networks.values():
         network.eval()
-    expected = generate(build_pipeline(run.config, run.parts, run.networks))
+    expected = generate(build_pipeline(run.config, run.components, run.networks))
     pipeline = AtlasPipeline.from_pretrained(start)
-    pipeline.scheduler = run.parts.scheduler
+    pipeline.scheduler = run.components.scheduler
     plain = generate(pipeline)
     with torch.random.fork_rng():
         pipeline.load_lora_weights(folder)
@@ -101,7 +101,7 @@ def test_stable_diffusion_gets_adapters_that_its_own_pipeline_loads(tmp_path):
     options = {"dataset": {**RECIPE["dataset"], "resolution": 64}, "max_steps": 2}
     with silence():
         run = build(tmp_path / "run", tmp_path / "stock", **options)
-        assert run.parts.scheduler.config.beta_schedule == "scaled_linear"
+        assert run.components.scheduler.config.beta_schedule == "scaled_linear"
         folder = run.train()
         stock = StableDiffusionPipeline.from_pretrained(tmp_path / "stock")  # of its own: what the builder returns is shared
         arguments = {"num_inference_steps": 2, "output_type": "np", "guidance_scale": 1.0}
@@ -144,7 +144,7 @@ def test_alpha_over_rank_scales_the_adapters(start, tmp_path):
     for alpha in (None, 0.002, 0.008):
         lora = {"rank": 2, "target_modules": ["to_q", "to_v"]} | ({"alpha": alpha} if alpha else {})
         run = build(tmp_path / str(alpha), start, lora=lora)
-        unet = run.parts.unet.double().eval()
+        unet = run.components.unet.double().eval()
         for number, (name, p) in enumerate(unet.named_parameters()):
             if "lora_B" in name:
                 p.data.copy_(torch.randn(p.shape, generator=seeded(number)))

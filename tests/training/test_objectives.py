@@ -18,7 +18,8 @@ from atlas_diffusers.config import DatasetConfig, TrainingConfig, validate
 from atlas_diffusers.training import BridgePairs, PictureDataset, Trainer, bridge_objectives, networks, objectives, trainer
 from atlas_diffusers.training.caching import CachedPictures, CaptionCache, TensorCache
 from atlas_diffusers.training.families import Own
-from atlas_diffusers.training.parts import Networks, load_autoencoder
+from atlas_diffusers.training.family import Components
+from atlas_diffusers.training.sections import load_autoencoder
 
 PLAIN = {"text_encoder": None, "model": {"cross_attention_levels": [], "addition_embed_type": None}}
 
@@ -72,7 +73,8 @@ def test_a_network_of_digits_is_trained_and_loaded(tmp_path):
     folder = run.train()
     config = AtlasUNet2DModel.load_config(folder / "unet")
     assert (config["in_channels"], config["out_channels"], config["num_class_embeds"]) == (1, 1, 10)
-    saved, names = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors"), dict(run.parts.unet.named_parameters())
+    saved = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    names = dict(run.components.unet.named_parameters())
     averages = {id(p): average for p, average in zip(run.parameters, run.ema.shadow_params)}
     assert saved.keys() == names.keys() and all(torch.equal(saved[n], averages[id(p)]) for n, p in names.items())
     assert (tmp_path / "sample-000002.png").exists()
@@ -111,7 +113,7 @@ def test_resolutions_are_drawn_equally_and_pictures_averaged(tmp_path, monkeypat
         assert abs(seen.count(size) / 90 - 1 / 3) < 5 * math.sqrt(2 / 9 / 90)
     for (sample, timesteps, *_), (_, data, noise, *_) in zip(calls, losses):
         torch.testing.assert_close(data, F.adaptive_avg_pool2d(batch["pixels"], sample.shape[-1]))
-        alpha, sigma = run.parts.scheduler.levels_at(timesteps, data)
+        alpha, sigma = run.components.scheduler.levels_at(timesteps, data)
         torch.testing.assert_close(sample, alpha * data + sigma * noise)
 
 
@@ -157,12 +159,12 @@ def test_cached_latents_and_captions_train_as_fresh_ones(tmp_path, latent_pipeli
     """In float64, where batches of another size differ by 1e-15 and what follows amplifies that by less than 1e5."""
 
     def doubled(*arguments):
-        found = networks.build_networks(*arguments)
+        found = networks.build_components(*arguments)
         for part in (found.unet, found.text_encoder, found.vae):
             part.double()
         return found
 
-    monkeypatch.setattr(trainer, "build_networks", doubled)
+    monkeypatch.setattr(trainer, "build_components", doubled)
     plain = adapt(tmp_path / "plain", latent_pipeline)
     cached = adapt(tmp_path / "cached", latent_pipeline, cache_latents=True, cache_text_embeddings=True)
     assert isinstance(cached.dataset, CachedPictures)
@@ -187,7 +189,7 @@ def test_latents_without_variance_are_cached_as_they_are(tmp_path):
     found = [run.objective._encoded(batch, "pixels", own) for run, batch in zip((plain, cached), batches)]
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(found[0], plain.parts.vae.encode(batches[0]["pixels"]).latents / 2)
+        torch.testing.assert_close(found[0], plain.components.vae.encode(batches[0]["pixels"]).latents / 2)
 
 
 def test_autoencoders_of_other_classes_are_refused(tmp_path):
@@ -202,7 +204,7 @@ def test_a_cache_is_made_once(tmp_path, latent_pipeline, monkeypatch):
     first = adapt(tmp_path, latent_pipeline, **options)
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
     assert len(files) == 2
-    monkeypatch.setattr(type(first.parts.vae), "encode", lambda *a: pytest.fail("encoded again"))
+    monkeypatch.setattr(type(first.components.vae), "encode", lambda *a: pytest.fail("encoded again"))
     second = adapt(tmp_path, latent_pipeline, **options)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")} == files
     assert torch.equal(first.dataset[3, 9]["moments"], second.dataset[3, 9]["moments"])
@@ -433,7 +435,7 @@ def test_the_recipe_chooses_the_weights(tmp_path, monkeypatch, changes, weight):
     monkeypatch.setattr(run.objective, "_timesteps", lambda *rest: timesteps)
     expected = []
     for x0, noise, t in zip(batch["pixels"].double(), noises, timesteps):
-        alpha, sigma = (float(level) for level in run.parts.scheduler.levels_at(t[None], like=torch.empty(0)))
+        alpha, sigma = (float(level) for level in run.components.scheduler.levels_at(t[None], like=torch.empty(0)))
         found = alpha * (alpha * x0 + sigma * noise.double())  # v = 0 says x_0 = α x
         expected.append(weight(alpha**2 / sigma**2) * (x0 - found).square().mean())
     loss = run.objective(batch, seeded())
@@ -474,8 +476,8 @@ def test_cached_captions_depend_on_the_vocabulary(tmp_path):
 
     states = []
     for tokenizer in (pipeline.tokenizer, Other()):
-        parts = Networks(pipeline.unet, pipeline.text_encoder, tokenizer, None, None, Own)
-        family = Own(parts, parts.modules, TrainingConfig())
+        components = Components(pipeline.unet, pipeline.text_encoder, tokenizer, None, None, Own)
+        family = Own(components, components.networks, TrainingConfig())
         with torch.no_grad():
             cache = CaptionCache(["red heart", "frog"], family.encode, tmp_path, family.fingerprint())
         states.append(cache(["frog"])["encoder_hidden_states"])
@@ -486,8 +488,8 @@ def test_cached_latents_depend_on_the_pictures(tmp_path, latent_pipeline):
     first = adapt(tmp_path, latent_pipeline, cache_latents=True)
     plain = first.pictures
     turned = PictureDataset(plain.data.select([1, 0, *range(2, len(plain))]), plain.config)
-    second = CachedPictures(turned, first.parts.vae, tmp_path / "cache")
-    third = CachedPictures(PictureDataset(plain.data, plain.config), first.parts.vae, tmp_path / "cache")
+    second = CachedPictures(turned, first.components.vae, tmp_path / "cache")
+    third = CachedPictures(PictureDataset(plain.data, plain.config), first.components.vae, tmp_path / "cache")
     assert len(list((tmp_path / "cache").iterdir())) == 2
     assert torch.equal(second[0, 3]["moments"], first.dataset[1, 3]["moments"])
     assert torch.equal(third[0, 3]["moments"], first.dataset[0, 3]["moments"])
@@ -520,7 +522,7 @@ def test_a_damaged_shard_is_made_again_and_named_while_it_is_read(tmp_path, monk
 def test_a_recipe_names_its_network(tmp_path, kind):
     model = {"_class_name": "AtlasTransformer2DModel", "width": 16, "num_layers": 1, "num_heads": 2, "text_attention": kind}
     run = Trainer(validate(TrainingConfig, recipe(tmp_path, max_steps=2) | {"model": model}))
-    before = {name: value.clone() for name, value in run.parts.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in run.components.unet.state_dict().items()}
     pipeline = run.train()
     loaded = AtlasPipeline.from_pretrained(pipeline)
     assert type(loaded.unet) is AtlasTransformer2DModel and loaded.unet.config.text_attention == kind

@@ -89,7 +89,7 @@ def test_captions_imply_a_network_that_reads_them(mine):
     with_text = completed(dataset={"root": "mine"})
     assert with_text.model["cross_attention_levels"] == [2] and with_text.text_encoder is not None
     config = TrainingConfig(**with_text.model_dump() | {"output_dir": "out", "batch_size": 2})
-    assert Trainer(config).parts.unet.config.cross_attention_dim == config.text_encoder.hidden_size
+    assert Trainer(config).components.unet.config.cross_attention_dim == config.text_encoder.hidden_size
     assert with_text.text_encoder.max_length == 16
     rows = [json.dumps({"file_name": "00.png", "text": " ".join(["word"] * length)}) for length in (20,)]
     (mine / "mine" / "metadata.jsonl").write_text("\n".join(rows))
@@ -190,9 +190,9 @@ def test_a_new_network_learns_the_latents_of_an_autoencoder(mine):
     dataset = {**FOLDER, "resolution": 16 * factor}
     data = {**recipe(mine / "out"), "vae": "alone", "max_steps": 1, "dataset": dataset, "batch_size": 2}
     run = Trainer(validate(TrainingConfig, data))
-    c = run.parts.unet.config
+    c = run.components.unet.config
     assert (c.in_channels, c.out_channels, c.sample_size) == (channels, channels, 16)
-    assert {f"unet.{name}" for name, _ in run.parts.unet.named_parameters()} <= set(run.snapshot.parameters)
+    assert {f"unet.{name}" for name, _ in run.components.unet.named_parameters()} <= set(run.snapshot.parameters)
     assert not any(name.startswith("vae") for name in run.snapshot.parameters)
     loss = run.check()
     with torch.random.fork_rng():
@@ -203,7 +203,7 @@ def test_a_new_network_learns_the_latents_of_an_autoencoder(mine):
     for name, p in pipeline.vae.named_parameters():
         assert torch.equal(p, vae.state_dict()[name])
     changed = {**data, "vae": "pipeline", "output_dir": "other"}
-    assert Trainer(validate(TrainingConfig, changed)).parts.vae.config.latent_channels == channels
+    assert Trainer(validate(TrainingConfig, changed)).components.vae.config.latent_channels == channels
     with pytest.raises(ValueError, match=f"the autoencoder has {channels} channels, but the network has in_channels=3"):
         Trainer(validate(TrainingConfig, {**changed, "model": {**data["model"], "in_channels": 3}}))
     with pytest.raises(ValueError, match="give init_from or vae, not both"):

@@ -30,8 +30,8 @@ from atlas_diffusers.training import (
     load_checkpoint,
     objectives,
     outputs,
-    parts,
     processes,
+    sections,
     trainer,
 )
 from atlas_diffusers.training.checkpoints import checkpoints
@@ -133,7 +133,7 @@ def test_training_starts_from_another_pipelines_weights(finished, tmp_path):
     run = Trainer(validate(TrainingConfig, {**data, "model": {}}))
     average = finished.ema.shadow_params
     assert all(torch.equal(p, q) for p, q in zip(run.parameters, average)) and run.step == 0
-    assert run.parts.tokenizer.get_vocab() == finished.parts.tokenizer.get_vocab()
+    assert run.components.tokenizer.get_vocab() == finished.components.tokenizer.get_vocab()
 
 
 def test_the_loss_of_a_fixed_batch_falls(tmp_path):
@@ -312,7 +312,7 @@ def test_the_saved_pipeline_is_the_averaged_network(finished):
         loaded = AtlasPipeline.from_pretrained(finished.folder / "pipeline")
     kept = [p.detach().clone() for p in finished.parameters]
     finished.ema.copy_to(finished.parameters)
-    own = outputs.build_pipeline(finished.config, finished.parts, finished.networks)
+    own = outputs.build_pipeline(finished.config, finished.components, finished.networks)
     images = []
     for pipeline in (loaded, own):
         pipeline.unet.eval(), pipeline.text_encoder.eval()
@@ -425,11 +425,11 @@ def test_caption_dropout_replaces_captions_by_nothing(tmp_path, monkeypatch):
 
 
 def test_scheduler_from_dict():
-    scheduler = parts.scheduler_from_dict({"beta_schedule": "cosine", "num_train_timesteps": 50})
+    scheduler = sections.scheduler_from_dict({"beta_schedule": "cosine", "num_train_timesteps": 50})
     assert type(scheduler) is AtlasDDIMScheduler and len(scheduler) == 50
     assert scheduler.config.beta_schedule == "squaredcos_cap_v2"
     with pytest.raises(ValueError, match="'DDIMScheduler' is unknown.*AtlasDDIMScheduler"):
-        parts.scheduler_from_dict({"_class_name": "DDIMScheduler"})
+        sections.scheduler_from_dict({"_class_name": "DDIMScheduler"})
 
 
 def test_an_empty_dataset_is_refused(tmp_path):
@@ -514,14 +514,14 @@ import sys
 from atlas_diffusers.training import objectives, trainer
 from atlas_diffusers.training.script import main
 
-build, encode = trainer.build_networks, objectives.Objective._encoded
+build, encode = trainer.build_components, objectives.Objective._encoded
 
 def doubled(*arguments):
     found = build(*arguments)
     found.unet.double(), found.text_encoder.double()
     return found
 
-trainer.build_networks, objectives.Objective._encoded = doubled, lambda *arguments: encode(*arguments).double()
+trainer.build_components, objectives.Objective._encoded = doubled, lambda *arguments: encode(*arguments).double()
 sys.exit(main())
 """
 
@@ -650,11 +650,11 @@ def test_dropout_differs_between_processes_that_have_the_same_pictures(tmp_path,
 def test_networks_train_on_after_a_sample_grid(tmp_path, monkeypatch):
     """Dropout is off in the grid and on again afterwards: the modes are what they were."""
     run = build(tmp_path, model={"dropout": 0.2})
-    before = {name: module.training for name, module in run.parts.unet.named_modules()}
+    before = {name: module.training for name, module in run.components.unet.named_modules()}
     with run.averaged() as trained:
         assert not any(module.training for network in trained.values() for module in network.modules())
-    assert {name: module.training for name, module in run.parts.unet.named_modules()} == before and all(before.values())
-    assert run.parts.text_encoder.training
+    assert {name: module.training for name, module in run.components.unet.named_modules()} == before and all(before.values())
+    assert run.components.text_encoder.training
     build(tmp_path / "grids", max_steps=3, sample_interval=1, sample_steps=1, model={"dropout": 0.2}).train()
     build(tmp_path / "none", max_steps=3, model={"dropout": 0.2}).train()
     assert_same_checkpoints(tmp_path / "grids", tmp_path / "none")
