@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ gr = pytest.importorskip("gradio", reason="the extra `app` is not installed")
 
 from atlas_diffusers.app.answers import answered  # noqa: E402
 from atlas_diffusers.app.model import ANY, OWN, Model, as_they_come  # noqa: E402
+from atlas_diffusers.app.page import open_page  # noqa: E402
 from atlas_diffusers.app.runs import Run, Runs  # noqa: E402
 from atlas_diffusers.app.scratch import new_folder, scratch_folder  # noqa: E402
 from atlas_diffusers.app.tab_bridge import FOLDER, UPLOADS, bridge, read_references  # noqa: E402
@@ -292,6 +294,13 @@ def test_a_page_that_is_closed_leaves_nothing_running(tmp_path, monkeypatch, cap
     runs.leave("page")
     assert run.process.returncode == -signal.SIGTERM
     assert capsys.readouterr().out == "page closed: stopped before the first checkpoint; Train starts anew\n"
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken, gr.Blocks() as page:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"^port {port} of 127.0.0.1 cannot be had, is it in use"):
+            open_page(page, "127.0.0.1", port)
 
 
 def test_temporary_files_go(monkeypatch):
