@@ -51,6 +51,10 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
     """
 
     config: Any  # of the constructor's arguments, by Diffusers
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _optional_components = ["vae", "text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents", "prompt_embeds"]

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ..denoising import ClassifierFreeGuidance, CoupledDenoiser, Denoiser, SamplingState
-
-if TYPE_CHECKING:
-    from .base import AtlasPipelineBase
+from .base import AtlasPipelineBase
+from .inputs import check_tensor_inputs
 
 STATES = "encoder_hidden_states"
 
@@ -25,8 +25,22 @@ class StepCallback:
         tensor_inputs: names of the tensors that it gets.
     """
 
-    def __init__(self, pipeline: "AtlasPipelineBase", callback: Callable, tensor_inputs: list[str]):
+    def __init__(self, pipeline: AtlasPipelineBase, callback: Callable, tensor_inputs: list[str]):
         self.pipeline, self.callback, self.tensor_inputs = pipeline, callback, tensor_inputs
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: AtlasPipelineBase,
+        callback: Callable | PipelineCallback | MultiPipelineCallbacks | None,
+        tensor_inputs: list[str] | None,
+    ) -> "StepCallback | None":
+        """That of a call, if there is one; ``ValueError`` for tensors that there are not."""
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):
+            tensor_inputs = callback.tensor_inputs
+        if tensor_inputs is not None:
+            check_tensor_inputs(tensor_inputs, pipeline._callback_tensor_inputs, callback)
+        return None if callback is None else cls(pipeline, callback, tensor_inputs or ["latents"])
 
     def __call__(self, state: SamplingState) -> None:
         """Call it, and change the state."""

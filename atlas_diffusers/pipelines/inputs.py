@@ -1,21 +1,56 @@
 """What a pipeline call is given besides prompts, checked; every mistake is a ``ValueError`` that names both sides."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
-from diffusers.utils import logging
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 
 from ..denoising import Tiles
 from ..denoising.sampling import step_arguments
 from ..schedulers import BaseScheduler
-from .prompts import Prompts
+from .base import AtlasPipelineBase
 
-if TYPE_CHECKING:
-    from .base import AtlasPipelineBase
-
-logger = logging.get_logger(__name__)
 DEFAULT_STRENGTH, DEFAULT_SNR = 0.8, 0.16
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """
+    How many steps a call takes, or which; one of the three is given, or the number by default.
+
+    Args:
+        default: the pipeline's number of steps.
+        number, timesteps, sigmas: as ``num_inference_steps``, ``timesteps`` and ``sigmas`` of a call; how large the number may
+            be is for the scheduler to say.
+    """
+
+    default: int
+    number: int | None = None
+    timesteps: list[int] | None = None
+    sigmas: list[float] | None = None
+
+    def __post_init__(self):
+        given = [name for name in ("timesteps", "sigmas") if getattr(self, name) is not None]
+        if self.number is not None and given:
+            raise ValueError(f"give num_inference_steps={self.number} or {' or '.join(given)}, not both")
+        if self.number is not None and self.number < 1:
+            raise ValueError(f"num_inference_steps={self.number}; expected at least 1")
+
+    @property
+    def are_explicit(self) -> bool:
+        """Whether it is said which they are."""
+        return self.timesteps is not None or self.sigmas is not None
+
+    @property
+    def count(self) -> int:
+        """Their number, where it is not said which they are."""
+        return self.default if self.number is None else self.number
+
+    def set(self, scheduler: Any, device: torch.device) -> None:
+        """Of a scheduler; ``ValueError`` for explicit ones that it does not take."""
+        retrieve_timesteps(scheduler, None if self.are_explicit else self.count, device, self.timesteps, self.sigmas)
 
 
 def checked_strength(strength: float | None, image: object) -> float:
@@ -25,15 +60,6 @@ def checked_strength(strength: float | None, image: object) -> float:
     if strength is not None and not 0 < strength <= 1:
         raise ValueError(f"strength={strength}; expected a number in (0, 1]")
     return DEFAULT_STRENGTH if strength is None else strength
-
-
-def check_steps(steps: int | None, explicit: Mapping[str, object]) -> None:
-    """A number of steps, or ``explicit`` ones by name; how large the number may be is for the scheduler to say."""
-    given = [name for name, value in explicit.items() if value is not None]
-    if steps is not None and given:
-        raise ValueError(f"give num_inference_steps={steps} or {' or '.join(given)}, not both")
-    if steps is not None and steps < 1:
-        raise ValueError(f"num_inference_steps={steps}; expected at least 1")
 
 
 def check_noise(scheduler: object, eta: float) -> None:
@@ -47,14 +73,6 @@ def checked_snr(snr: float | None, steps: int) -> float:
     if snr is not None and not steps:
         raise ValueError(f"corrector_snr={snr} needs corrector_steps")
     return DEFAULT_SNR if snr is None else snr
-
-
-def warn_unguided(prompts: Prompts, scale: float, options: Mapping[str, object]) -> None:
-    """Say what a call without guidance does not read: negative prompts, and those of some ``options`` that are given."""
-    negative = {name: getattr(prompts, name) for name in ("negative_prompt", "negative_prompt_embeds")}
-    if given := [name for name, value in {**negative, **options}.items() if value is not None]:
-        reason = f"guidance_scale={scale} is off" if prompts.are_given else "there is no prompt or label to guide by"
-        logger.warning(f"{', '.join(given)}: not used, because {reason}")
 
 
 def check_generators(generator: object, batch: int) -> None:
@@ -83,21 +101,7 @@ def check_tensor_inputs(names: list[str], allowed: list[str], callback: object) 
         raise ValueError(f"callback_on_step_end_tensor_inputs={names} needs callback_on_step_end")
 
 
-def check_guider(guider: object, prompts_are_given: bool, is_parted: bool, others: Mapping[str, object]) -> None:
-    """
-    A guider of Diffusers needs a condition, is called once a step because it may keep state, and takes the place of ``others``.
-    """
-    if guider is None:
-        return
-    if given := [name for name, value in others.items() if value is not None]:
-        raise ValueError(f"a guider takes the place of {', '.join(given)}: give one of them")
-    if not prompts_are_given:
-        raise ValueError("a guider needs a prompt, class labels or prompt_embeds")
-    if is_parted:
-        raise ValueError("a guider may keep state from step to step: give no tiles, correctors or network_batch_size")
-
-
-def checked_tiles(pipeline: "AtlasPipelineBase", size: int | None, overlap: int | None) -> Tiles | None:
+def checked_tiles(pipeline: AtlasPipelineBase, size: int | None, overlap: int | None) -> Tiles | None:
     """Tiles in the unit of the latents from sides in pixels; a quarter overlaps by default."""
     if size is None:
         if overlap is not None:
@@ -109,7 +113,7 @@ def checked_tiles(pipeline: "AtlasPipelineBase", size: int | None, overlap: int 
     return Tiles(size // factor, (size // 4 if overlap is None else overlap) // factor)
 
 
-def checked_resolutions(pipeline: "AtlasPipelineBase", scheduler: object, height: int, width: int, fixed: dict) -> int:
+def checked_resolutions(pipeline: AtlasPipelineBase, scheduler: object, height: int, width: int, fixed: dict) -> int:
     """
     How many resolutions the network has, or ``ValueError`` with the reason why ``hierarchical=True`` cannot be; ``fixed`` has
     inputs that cannot be combined with it, by name.

@@ -2,18 +2,17 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..config import BridgeConfig
 from ..denoising import (
-    ClassifierFreeGuidance,
     CoupledDenoiser,
     Denoiser,
     DiffusersGuidance,
@@ -29,29 +28,48 @@ from ..denoising import (
 from ..models.lora_scale import LoraScale
 from ..schedulers import AtlasMultistepScheduler
 from .base import AtlasPipelineBase, AtlasPipelineOutput, Generators
+from .bridge_plan import BridgePlan, plan_bridge
 from .callbacks import StepCallback
+from .guiding import GuidanceInputs
 from .inputs import (
+    Steps,
     check_generators,
-    check_guider,
     check_network_batch_size,
     check_noise,
     check_output_type,
-    check_steps,
-    check_tensor_inputs,
     checked_resolutions,
     checked_snr,
     checked_strength,
     checked_tiles,
-    warn_unguided,
 )
 from .prompts import Prompts
-from .references import References, plan_bridge
+from .references import References
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
 
     from ..bridges import ReferenceShards
+
+
+class Start(NamedTuple):
+    """What a call starts from: a picture noised for the last ``strength`` of the steps, noise of one's own, or neither."""
+
+    image: PipelineImageInput | None
+    strength: float
+    latents: torch.Tensor | None
+    batch: int
+    height: int
+    width: int
+    generator: Generators
+
+
+class Route(NamedTuple):
+    """First sample, timesteps of the network calls, and the loop along them, called as ``follow(denoiser, x=x, ...)``."""
+
+    x: torch.Tensor
+    timesteps: list[float]
+    follow: Callable[..., torch.Tensor]
 
 
 class AtlasPipeline(AtlasPipelineBase):
@@ -153,107 +171,95 @@ class AtlasPipeline(AtlasPipelineBase):
         Raises:
             ValueError: for inputs that do not fit, or when the network returns NaN or infinity (with the step).
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        tensor_inputs = callback_on_step_end_tensor_inputs
-        if tensor_inputs is not None:
-            check_tensor_inputs(tensor_inputs, self._callback_tensor_inputs, callback_on_step_end)
         height, width = self.checked_size(height, width)
         prompts = Prompts(prompt, negative_prompt, class_labels, prompt_embeds, negative_prompt_embeds, num_images_per_prompt)
         prompts.check(self)
-        strength = checked_strength(strength, image)
-        check_steps(num_inference_steps, {"timesteps": timesteps, "sigmas": sigmas})
+        callback = StepCallback.of(self, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        steps = Steps(self.defaults.default_num_inference_steps, num_inference_steps, timesteps, sigmas)
+        start = Start(image, checked_strength(strength, image), latents, prompts.batch, height, width, generator)
         check_noise(self.scheduler, eta)
         snr = checked_snr(corrector_snr, corrector_steps)
         check_generators(generator, prompts.batch)
         check_network_batch_size(network_batch_size)
         check_output_type(output_type)
         is_parted = bool(tile_size or corrector_steps or (network_batch_size or prompts.batch) < prompts.batch)
-        own = {"guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale, "guidance_interval": guidance_interval}
-        check_guider(guider, prompts.are_given, is_parted, own)
-        tiles = checked_tiles(self, tile_size, tile_overlap)
-        scale = self.defaults.default_guidance_scale if guidance_scale is None else guidance_scale
-        guidance = ClassifierFreeGuidance(max(scale, 1.0), guidance_rescale or 0.0, guidance_interval)
-        if timesteps is None and sigmas is None and num_inference_steps is None:
-            num_inference_steps = self.defaults.default_num_inference_steps
+        default_scale = self.defaults.default_guidance_scale
+        guiding = GuidanceInputs(default_scale, guidance_scale, guidance_rescale, guidance_interval, guider)
+        guiding.check_guider(prompts, is_parted)
+        tiles, guidance = checked_tiles(self, tile_size, tile_overlap), guiding.classifier_free()
+        options = dict(cross_attention_kwargs or {})
+        lora = options.pop("scale", None)
 
-        with self._running(scale, prompts.are_given and guider is None):
-            options = dict(cross_attention_kwargs or {})
-            lora_scale = options.pop("scale", None)
+        with self._running(guiding.effective_scale, prompts.are_given and guider is None):
             guided = self.do_classifier_free_guidance or guider is not None
             if not guided:
-                warn_unguided(prompts, scale, own if scale > 1 else {**own, "guidance_scale": None})
-            conditions, unconditional = prompts.encode(self, guided, lora_scale)
-            scheduler, device = copy.deepcopy(self.scheduler), self._execution_device
-            guided_by = self.guidance_scale if self.do_classifier_free_guidance else 1.0
-            if isinstance(scheduler, AtlasMultistepScheduler):
-                scheduler.set_guidance_scale(guided_by)
+                guiding.warn_unused(prompts)
+            conditions, unconditional = prompts.encode(self, guided, lora)
             plan = plan_bridge(self, references, reference_weights, bridge, prompts, height, width)
-            if plan is not None and plan.config.steps is not None:
-                if timesteps is not None or sigmas is not None or image is not None:
-                    raise ValueError("bridge steps choose the timesteps; give no timesteps, sigmas or image with them")
-                network_steps = num_inference_steps or self.defaults.default_num_inference_steps
-                timesteps = plan.choose_timesteps(scheduler, plan.config.steps, network_steps)
-            explicit = timesteps is not None or sigmas is not None
-            retrieve_timesteps(scheduler, None if explicit else num_inference_steps, device, timesteps, sigmas)
-            if isinstance(scheduler, AtlasMultistepScheduler):
-                scheduler.check_guidance_scale(guided_by)
+            scheduler = self._scheduler(steps, plan, start)
+            route = self._coarse_route(scheduler, steps, plan, start) if hierarchical else self._route(scheduler, start)
+            self._num_timesteps = len(route.timesteps)
             process = SchedulerProcess(scheduler)
-            corrector = LangevinCorrector(scheduler, corrector_steps, snr, generator) if corrector_steps else None
-            if hierarchical:
-                fixed = {"image": image, "latents": latents, "timesteps": timesteps, "sigmas": sigmas, "references": plan}
-                stages = plan_stages(scheduler, checked_resolutions(self, scheduler, height, width, fixed))
-                schedulers = set_stages(self.scheduler, stages, device)
-                sides = height >> stages[0].halvings, width >> stages[0].halvings
-                x = self.prepare_latents(prompts.batch, *sides, schedulers[0], generator)
-                calls = [t for each in schedulers for t in each.timesteps.tolist()]
-                run = partial(sample_coarse_to_fine, schedulers=schedulers, stages=stages)
-            else:
-                x, begin = self._start(scheduler, prompts.batch, height, width, image, strength, generator, latents)
-                calls = scheduler.timesteps[begin:].tolist()
-                run = partial(sample, scheduler=scheduler, begin=begin)
-            self._num_timesteps = len(calls)
-            network_options = {"return_dict": False, **({"cross_attention_kwargs": options} if options else {})}
             denoiser: Any = Denoiser(
-                self.unet, process, conditions, unconditional, network_options,
-                guidance if guider is None else DiffusersGuidance(guider, self.unet, calls), tiles, network_batch_size,
-                LoraScale(self.unet, 1.0 if lora_scale is None else lora_scale),
+                self.unet, process, conditions, unconditional,
+                {"return_dict": False, **({"cross_attention_kwargs": options} if options else {})},
+                guidance if guider is None else DiffusersGuidance(guider, self.unet, route.timesteps), tiles,
+                network_batch_size, LoraScale(self.unet, 1.0 if lora is None else lora),
             )  # fmt: skip
             coupling = None if plan is None else plan.coupling(process, scheduler.timesteps)
             if coupling is not None:
                 denoiser = CoupledDenoiser(denoiser, coupling)
-            callback = None
-            if callback_on_step_end is not None:
-                callback = StepCallback(self, callback_on_step_end, tensor_inputs or ["latents"])
-            x = run(denoiser, x=x, corrector=corrector, callback=callback, progress=self._bar, generator=generator, eta=eta)
+            corrector = LangevinCorrector(scheduler, corrector_steps, snr, generator) if corrector_steps else None
+            x = route.follow(
+                denoiser, x=route.x, corrector=corrector, callback=callback, progress=self._bar, generator=generator, eta=eta
+            )
             report = None if coupling is None else coupling.finish(x)
             images = self._decode(x, output_type, network_batch_size)
         self.maybe_free_model_hooks()
         return AtlasPipelineOutput(images=images, bridge=report) if return_dict else (images,)
 
-    def _start(
-        self,
-        scheduler: Any,
-        batch: int,
-        height: int,
-        width: int,
-        image: Any,
-        strength: float,
-        generator: Generators,
-        latents: Any,
-    ) -> tuple[torch.Tensor, int]:
-        """
-        First latents and the index of their timestep: pure noise, or a picture noised so that ``strength`` of the steps
-        remain (image-to-image).
-        """
+    def _scheduler(self, steps: Steps, plan: BridgePlan | None, start: Start) -> Any:
+        """A call's own copy of the scheduler, with its steps set; those of a bridge come first."""
+        scheduler: Any = copy.deepcopy(self.scheduler)
+        scale = self.guidance_scale if self.do_classifier_free_guidance else 1.0
+        if isinstance(scheduler, AtlasMultistepScheduler):
+            scheduler.set_guidance_scale(scale)
+        if plan is not None and plan.config.steps is not None:
+            if steps.are_explicit or start.image is not None:
+                raise ValueError("bridge steps choose the timesteps; give no timesteps, sigmas or image with them")
+            steps = replace(steps, number=None, timesteps=plan.choose_timesteps(scheduler, plan.config.steps, steps.count))
+        steps.set(scheduler, self._execution_device)
+        if isinstance(scheduler, AtlasMultistepScheduler):
+            scheduler.check_guidance_scale(scale)
+        return scheduler
+
+    def _route(self, scheduler: Any, start: Start) -> Route:
+        """From pure noise, or from a picture noised so that ``strength`` of the steps remain (image-to-image)."""
+        image, strength, latents, batch, height, width, generator = start
         if image is None:
-            return self.prepare_latents(batch, height, width, scheduler, generator, latents), 0
-        clean = self._encode_image(image, height, width, generator)
-        if batch % len(clean):
-            raise ValueError(f"{len(clean)} pictures do not divide a batch of {batch} samples")
-        clean = clean.repeat_interleave(batch // len(clean), dim=0)
-        steps = -(-len(scheduler.timesteps) // scheduler.order)
-        begin = (steps - max(1, min(int(steps * strength), steps))) * scheduler.order
-        noise = randn_tensor(clean.shape, generator, clean.device, clean.dtype) if latents is None else latents
-        set_begin_index(scheduler, begin)
-        return noised(scheduler, clean, noise, scheduler.timesteps[begin : begin + 1].repeat(len(clean))), begin
+            x, begin = self.prepare_latents(batch, height, width, scheduler, generator, latents), 0
+        else:
+            clean = self._encode_image(image, height, width, generator)
+            if batch % len(clean):
+                raise ValueError(f"{len(clean)} pictures do not divide a batch of {batch} samples")
+            clean = clean.repeat_interleave(batch // len(clean), dim=0)
+            steps = -(-len(scheduler.timesteps) // scheduler.order)
+            begin = (steps - max(1, min(int(steps * strength), steps))) * scheduler.order
+            noise = randn_tensor(clean.shape, generator, clean.device, clean.dtype) if latents is None else latents
+            set_begin_index(scheduler, begin)
+            x = noised(scheduler, clean, noise, scheduler.timesteps[begin : begin + 1].repeat(batch))
+        return Route(x, scheduler.timesteps[begin:].tolist(), partial(sample, scheduler=scheduler, begin=begin))
+
+    def _coarse_route(self, scheduler: Any, steps: Steps, plan: BridgePlan | None, start: Start) -> Route:
+        """From pure noise of the lowest of the network's resolutions, with a scheduler a resolution."""
+        fixed = {
+            "image": start.image, "latents": start.latents, "timesteps": steps.timesteps, "sigmas": steps.sigmas,
+            "references": plan,
+        }  # fmt: skip
+        levels = checked_resolutions(self, scheduler, start.height, start.width, fixed)
+        stages = plan_stages(scheduler, levels)
+        schedulers = set_stages(self.scheduler, stages, self._execution_device)
+        sides = start.height >> stages[0].halvings, start.width >> stages[0].halvings
+        x = self.prepare_latents(start.batch, *sides, schedulers[0], start.generator)
+        timesteps = [t for each in schedulers for t in each.timesteps.tolist()]
+        return Route(x, timesteps, partial(sample_coarse_to_fine, schedulers=schedulers, stages=stages))

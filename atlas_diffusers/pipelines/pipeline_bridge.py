@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from diffusers.image_processor import PipelineImageInput
 from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..bridges.brownian import times_left
-from ..denoising import BridgeFlow, BridgeSteps, ClassifierFreeGuidance, Denoiser, SchedulerProcess, sample
+from ..denoising import BridgeFlow, BridgeSteps, Denoiser, SchedulerProcess, sample
 from ..models import AtlasAutoencoder, AtlasTransformer2DModel, AtlasUNet2DModel
 from ..models.lora_scale import LoraScale
 from .base import AtlasPipelineBase, AtlasPipelineOutput, Generators
-from .inputs import check_generators, check_output_type, check_steps, warn_unguided
+from .guiding import GuidanceInputs
+from .inputs import Steps, check_generators, check_output_type
 from .prompts import Prompts
 
 
@@ -101,20 +101,18 @@ class AtlasBridgePipeline(AtlasPipelineBase):
         """
         height, width = self.checked_size(height, width)
         check_output_type(output_type)
-        check_steps(num_inference_steps, {"sigmas": sigmas})
+        steps = Steps(self.defaults.default_num_inference_steps, num_inference_steps, sigmas=sigmas)
         x = self._encode_image(image, height, width, sample_mode="argmax")
         prompts = self._prompts_of(len(x), prompt, negative_prompt, class_labels)
         check_generators(generator, len(x))
-        scale = self.defaults.default_guidance_scale if guidance_scale is None else guidance_scale
-        guidance = ClassifierFreeGuidance(max(scale, 1.0), guidance_rescale or 0.0)
-        with self._running(scale, prompts.are_given):
+        guiding = GuidanceInputs(self.defaults.default_guidance_scale, guidance_scale, guidance_rescale)
+        guidance = guiding.classifier_free()
+        with self._running(guiding.effective_scale, prompts.are_given):
             if not self.do_classifier_free_guidance:
-                own = {"guidance_scale": guidance_scale if scale > 1 else None, "guidance_rescale": guidance_rescale}
-                warn_unguided(prompts, scale, own)
+                guiding.warn_unused(prompts)
             conditions, unconditional = prompts.encode(self, self.do_classifier_free_guidance)
-            steps = self.defaults.default_num_inference_steps if num_inference_steps is None else num_inference_steps
             shared = (conditions, unconditional, {"return_dict": False}, guidance)
-            denoiser, scheduler = self._process(self._stochastic(stochastic), steps, sigmas, shared)
+            denoiser, scheduler = self._process(self._stochastic(stochastic), steps, shared)
             self._num_timesteps = len(scheduler.timesteps)
             x = sample(denoiser, scheduler, x, progress=self._bar, generator=generator)
             images = self._decode(x, output_type)
@@ -130,16 +128,16 @@ class AtlasBridgePipeline(AtlasPipelineBase):
             raise ValueError("stochastic=False, but the flow of a diffusion needs backward_unet, which this pipeline lacks")
         return learned if asked is None else asked
 
-    def _process(self, stochastic: bool, steps: int, sigmas: list[float] | None, shared: tuple) -> tuple[Any, Any]:
+    def _process(self, stochastic: bool, steps: Steps, shared: tuple) -> tuple[Any, Any]:
         """What predicts, and a scheduler whose steps are set."""
         scheduler, device = copy.deepcopy(self.scheduler), self._execution_device
         horizon = scheduler.config.num_train_timesteps
         if stochastic:
-            times = times_left(steps) if sigmas is None else [*sigmas, 0.0]
+            times = times_left(steps.count) if steps.sigmas is None else [*steps.sigmas, 0.0]
             scheduler = BridgeSteps(self.config.bridge_sigma, times, horizon, device)
         else:
-            sigmas = even_sigmas(scheduler, steps) if sigmas is None else sigmas
-            retrieve_timesteps(scheduler, steps if sigmas is None else None, device, sigmas=sigmas)
+            even = None if steps.are_explicit else even_sigmas(scheduler, steps.count)
+            (steps if even is None else replace(steps, number=None, sigmas=even)).set(scheduler, device)
         denoiser = Denoiser(self.unet, SchedulerProcess(scheduler), *shared, context=LoraScale(self.unet))
         if stochastic or self.config.bridge_sigma is None:
             return denoiser, scheduler

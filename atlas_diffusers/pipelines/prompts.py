@@ -1,14 +1,11 @@
 """What pictures a call asks for, and what the network is conditioned on for them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..denoising.guidance import Conditions
-
-if TYPE_CHECKING:
-    from .base import AtlasPipelineBase
+from .interface import PipelineParts
 
 
 def reads_text(config: dict) -> bool:
@@ -57,14 +54,19 @@ class Prompts:
         """Whether there is a condition that guidance could strengthen."""
         return any(value is not None for value in (self.prompt, self.class_labels, self.prompt_embeds))
 
-    def check(self, pipeline: "AtlasPipelineBase") -> None:
+    @property
+    def given_negatives(self) -> list[str]:
+        """Names of what guidance would lead away from, where there is some."""
+        return [name for name in ("negative_prompt", "negative_prompt_embeds") if getattr(self, name) is not None]
+
+    def check(self, pipeline: PipelineParts) -> None:
         """Raise ``ValueError`` for the first of them that the pipeline cannot use."""
         self._check_texts(pipeline)
         self._check_labels(getattr(pipeline.unet.config, "num_class_embeds", None))
         if self.copies < 1:
             raise ValueError(f"num_images_per_prompt={self.copies}; expected at least 1")
 
-    def _check_texts(self, pipeline: "AtlasPipelineBase") -> None:
+    def _check_texts(self, pipeline: PipelineParts) -> None:
         given = {"prompt": self.prompt, "prompt_embeds": self.prompt_embeds, "negative_prompt": self.negative_prompt}
         if not pipeline.has_text and (unused := [name for name, value in given.items() if value is not None]):
             raise ValueError(f"this pipeline's network takes no text, but {unused} were given")
@@ -99,7 +101,7 @@ class Prompts:
             raise ValueError(f"class_labels must be integers from 0 to {classes - 1}, got {labels.flatten().tolist()}")
 
     def encode(
-        self, pipeline: "AtlasPipelineBase", guided: bool, lora_scale: float | None = None
+        self, pipeline: PipelineParts, guided: bool, lora_scale: float | None = None
     ) -> tuple[Conditions, Conditions | None]:
         """What the network is conditioned on for the whole batch and, where it is guided, what stands for no condition."""
         device = pipeline._execution_device
