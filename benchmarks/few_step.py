@@ -180,6 +180,7 @@ def summarise(rows: dict[tuple[str, int], list[dict[str, float]]]) -> None:
 
 def run(arguments) -> None:
     kept, rows, notes, counts, left, spread, learned = PeersFile(arguments.peers), {}, [], [], {}, [], []
+    of_steps: dict[tuple, dict] = {}
     make_problem, variants, make_peers, defaults = PROCESSES[arguments.process]
     all_peers = [peer for peer in make_peers() if not arguments.quick or peer.label in defaults]
     print(f"| {HEADER} |\n{'|---' * (HEADER.count('|') + 1)}|")
@@ -196,7 +197,8 @@ def run(arguments) -> None:
         for calls in arguments.calls:
             start = perf_counter()
             key = f"{name}, {variant}, {calls} calls, {count} samples, {arguments.reference_steps} steps"
-            found = kept.cell(key, lambda: compare_peers(all_peers, problem, noise, truth, calls))  # noqa: B023
+            known = of_steps.setdefault((name, problem.reference_name, calls), {})
+            found = kept.cell(key, lambda: compare_peers(all_peers, problem, noise, truth, calls, known))  # noqa: B023
             errors = {}
             if not arguments.peers_only:
                 errors["ours"] = our_error(uncalibrated_scheduler(problem), problem, noise, truth, calls)

@@ -217,8 +217,12 @@ def run_peer(peer: Peer, scheduler, problem: Problem, noise: torch.Tensor):
     return sample(scheduler, called, first_sample(scheduler, problem, noise), **peer.step), network.calls
 
 
-def compare_peers(peers: list[Peer], problem: Problem, noise: torch.Tensor, truth: torch.Tensor, calls: int) -> dict:
-    """Errors by label, and how many peers were left out and why. Those that come to the same steps are run once."""
+def compare_peers(peers: list[Peer], problem: Problem, noise, truth: torch.Tensor, calls: int, known: dict) -> dict:
+    """
+    Errors by label, and how many peers were left out and why. Those that come to the same steps are run once.
+
+    ``known`` holds, and is given, what was found by steps: shifts of one flow have most of their peers in common.
+    """
     errors, seen = {}, set()
     left = dict.fromkeys(("refused", "other numbers of calls", "the same as others", "not finite"), 0)
     for peer in peers:
@@ -233,14 +237,17 @@ def compare_peers(peers: list[Peer], problem: Problem, noise: torch.Tensor, trut
                 left["the same as others"] += 1
                 continue
             seen.add(key)
-            x, made = run_peer(peer, scheduler, problem, noise)
+            if key not in known:
+                x, made = run_peer(peer, scheduler, problem, noise)
+                known[key] = error(x, truth), made
         except REFUSALS:
             left["refused"] += 1
             continue
+        found, made = known[key]
         if made != calls:
             left["other numbers of calls"] += 1
-        elif x.isfinite().all():
-            errors[peer.label] = error(x, truth)
+        elif math.isfinite(found):
+            errors[peer.label] = found
         else:
             left["not finite"] += 1
     return {"errors": errors, "left": left}

@@ -32,7 +32,10 @@ def add_calibrate_command(commands: argparse._SubParsersAction) -> None:
     output.add_argument("-o", "--output", type=Path, metavar="NEW_FOLDER", help="a copy with the scheduler; links weights")
     output.add_argument("--in-place", action="store_true", help="write the scheduler into FOLDER itself")
     calibrate.add_argument("--steps", type=int, nargs="+", default=[5, 6, 8, 10], help="step counts (default: 5 6 8 10)")
-    calibrate.add_argument("--guidance-scale", type=float, help="default: the pipeline's")
+    calibrate.add_argument(
+        "--guidance-scale", type=float, nargs="+", metavar="SCALE",
+        help="several get tables of their own, of which a call takes the nearest (default: the pipeline's)",
+    )  # fmt: skip
     calibrate.add_argument("--prompts", nargs="*", type=text, metavar="PROMPT", help="default: the empty text")
     calibrate.add_argument("--prompts-file", type=Path, help="the same, one a line")
     calibrate.add_argument("--image", type=Path, help="calibrate image-to-image from this picture")
@@ -54,29 +57,17 @@ def run_calibrate(args: argparse.Namespace) -> None:
         raise OSError(f"{args.folder} is not the folder of a pipeline: it has no model_index.json")
     if args.output is not None and args.output.exists():
         raise OSError(f"{args.output} exists; choose another folder, or --in-place to write into {args.folder}")
+    scales: list[float | None] = args.guidance_scale or [None]
+    if len(set(scales)) < len(scales):
+        raise ValueError(f"--guidance-scale {' '.join(map(str, scales))}: expected scales that differ")
     call, device = pipeline_arguments(args), usable_device(args.device)
     import torch
 
-    from ..schedulers import AtlasMultistepScheduler
-
-    scheduler = AtlasMultistepScheduler.calibrate(
-        load_pipeline(str(args.folder), getattr(torch, args.dtype)).to(device),
-        args.steps,
-        call=call,
-        num_trajectories=args.trajectories,
-        teacher_steps=args.teacher_steps,
-        budget=args.budget,
-        batch_size=args.batch_size,
-        generator=torch.Generator().manual_seed(args.seed),
-        cache=args.cache,
-    )
-    report = scheduler.calibration_report
-    print(f"{report.network_calls} network calls, {report.teacher_calls} by the teacher; error on held-out trajectories:")
-    for steps, found in report.steps.items():
-        kept = "" if found.kept else ", not kept"
-        spread = f"{found.calibrated:.4f} ± {found.standard_error:.4f}"
-        others = f"{len(found.restarts)} tables by nodes {found.restarts[0]:.4f} to {found.restarts[-1]:.4f}"
-        print(f"  {steps} steps: {spread}, {others}, uncalibrated {found.uncalibrated:.4f}{kept}")
+    pipeline = load_pipeline(str(args.folder), getattr(torch, args.dtype)).to(device)
+    scheduler = calibrated(args, pipeline, call, scales[0], args.cache)
+    for scale in scales[1:]:
+        folder = args.cache and args.cache / f"guidance-{scale:g}"
+        scheduler.add_tables(calibrated(args, pipeline, call, scale, folder))
     written: Any = args.folder if args.in_place else args.output
     if args.in_place:
         write_scheduler(written, scheduler)
@@ -84,6 +75,34 @@ def run_calibrate(args: argparse.Namespace) -> None:
         write_copy(args.folder, written, scheduler)
     print(f"written to {written}; import atlas_diffusers before from_pretrained({str(written)!r}), or take its scheduler:")
     print(f"  pipeline.scheduler = atlas_diffusers.AtlasMultistepScheduler.from_pretrained({str(written / 'scheduler')!r})")
+
+
+def calibrated(args: argparse.Namespace, pipeline: Any, call: dict, scale: float | None, cache: Path | None) -> Any:
+    """The scheduler for a guidance scale, and a report of it."""
+    import torch
+
+    from ..schedulers import AtlasMultistepScheduler
+
+    scheduler = AtlasMultistepScheduler.calibrate(
+        pipeline,
+        args.steps,
+        call=call,
+        guidance_scale=scale,
+        num_trajectories=args.trajectories,
+        teacher_steps=args.teacher_steps,
+        budget=args.budget,
+        batch_size=args.batch_size,
+        generator=torch.Generator().manual_seed(args.seed),
+        cache=cache,
+    )
+    report, at = scheduler.calibration_report, "" if scale is None else f" at guidance scale {scale:g}"
+    print(f"{report.network_calls} network calls{at}, {report.teacher_calls} by the teacher; error on held-out trajectories:")
+    for steps, found in report.steps.items():
+        kept = "" if found.kept else ", not kept"
+        spread = f"{found.calibrated:.4f} ± {found.standard_error:.4f}"
+        others = f"{len(found.restarts)} tables by nodes {found.restarts[0]:.4f} to {found.restarts[-1]:.4f}"
+        print(f"  {steps} steps: {spread}, {others}, uncalibrated {found.uncalibrated:.4f}{kept}")
+    return scheduler
 
 
 def pipeline_arguments(args: argparse.Namespace) -> dict:
@@ -102,8 +121,6 @@ def pipeline_arguments(args: argparse.Namespace) -> dict:
             raise OSError(f"--prompts-file {args.prompts_file} is not UTF-8 (byte {error.start})") from error
     if prompts:
         call["prompt"] = prompts
-    if args.guidance_scale is not None:
-        call["guidance_scale"] = args.guidance_scale
     if args.image is not None:
         from ..image_files import decode
 

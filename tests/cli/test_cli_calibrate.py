@@ -43,7 +43,7 @@ def test_a_copy_gets_the_tables_of_the_function(folder, tmp_path, capsys):
     assert main(["calibrate", str(folder), "-o", str(new), *SMALL, *arguments]) == 0
     printed = capsys.readouterr().out
     report = expected.calibration_report
-    assert f"{report.network_calls} network calls, {report.teacher_calls} by the teacher" in printed
+    assert f"{report.network_calls} network calls at guidance scale 2, {report.teacher_calls} by the teacher" in printed
     assert "3 steps: " in printed and "s each, about" in printed.splitlines()[0]
     assert contents(folder) == before
     pipeline = AtlasPipeline.from_pretrained(new)
@@ -54,6 +54,18 @@ def test_a_copy_gets_the_tables_of_the_function(folder, tmp_path, capsys):
     assert after == {**json.loads(before["model_index.json"]), "scheduler": ["atlas_diffusers", "AtlasMultistepScheduler"]}
     images = pipeline("red heart", num_inference_steps=3, output_type="pt", generator=seeded(0)).images
     assert images.isfinite().all()
+
+
+@quiet
+def test_each_of_several_guidance_scales_gets_tables(folder, tmp_path, capsys):
+    cache = ["--cache", str(tmp_path / "cache")]
+    assert main(["calibrate", str(folder), "-o", str(tmp_path / "two"), *SMALL, *cache, "--guidance-scale", "1", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "at guidance scale 1," in printed and "at guidance scale 4," in printed
+    both = AtlasPipeline.from_pretrained(tmp_path / "two").scheduler.config.calibration
+    assert [one["guidance_scale"] for one in both] == [1.0, 4.0] and both[0]["tables"] != both[1]["tables"]
+    assert main(["calibrate", str(folder), "-o", str(tmp_path / "one"), *SMALL, *cache, "--guidance-scale", "1"]) == 0
+    assert AtlasPipeline.from_pretrained(tmp_path / "one").scheduler.config.calibration == both[0]
 
 
 @quiet
@@ -125,6 +137,7 @@ def test_a_copy_that_was_killed_is_made_again(folder, tmp_path):
     (["missing", "--in-place"], "missing is not the folder of a pipeline"),
     (["{folder}", "--in-place", "--steps", "1"], "step counts of at least 2"),
     (["{folder}", "--in-place", "--trajectories", "4"], "at least 8"),
+    (["{folder}", "--in-place", "--guidance-scale", "5", "2", "5"], "5.0 2.0 5.0: expected scales that differ"),
     (["{folder}", "--in-place", "--prompts-file", "none.txt"], "none.txt"),
     (["{folder}", "-o", "{folder}"], "exists; choose another folder, or --in-place"),
     (["{folder}", "--in-place", "--prompts-file", "{folder}/unet/diffusion_pytorch_model.safetensors"], "is not UTF-8"),
