@@ -9,32 +9,30 @@ from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
 
-# every sampler, by the name of its SamplingMethod
-SAMPLERS = {
-    "ddpm": "AtlasDDPMScheduler",
-    "ddim": "AtlasDDIMScheduler",
-    "pndm": "AtlasPNDMScheduler",
-    "euler": "AtlasEulerScheduler",
-    "ancestral": "AtlasEulerAncestralScheduler",
-    "heun": "AtlasHeunScheduler",
-    "multistep": "AtlasMultistepScheduler",
-}
 METHODS = {
     "ModelMixin": ["save_pretrained", "from_pretrained"],
     "SchedulerMixin": ["save_pretrained", "from_pretrained"],
     "DiffusionPipeline": ["save_pretrained", "from_pretrained"],
 }
 
-# computed where they are asked for: they need torch
+# computed where they are asked for: beta schedules need torch
+SAMPLERS: dict[str, str]
 NOISE_SCHEDULERS: dict[str, str]
 CLASSES: dict[str, str]
 
 
 def __getattr__(name: str) -> Any:
-    tables = {"NOISE_SCHEDULERS": _noise_schedulers, "CLASSES": _classes}
+    tables = {"SAMPLERS": _samplers, "NOISE_SCHEDULERS": _noise_schedulers, "CLASSES": _classes}
     if name not in tables:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return tables[name]()
+
+
+def _samplers() -> dict[str, str]:
+    """Every sampler, by the name of its ``SamplingMethod``."""
+    from .schedulers import SAMPLERS
+
+    return SAMPLERS
 
 
 @cache
@@ -53,7 +51,7 @@ def _classes() -> dict[str, str]:
         "AtlasAutoencoder": ".models",
         "AtlasTransformer2DModel": ".models",
         "AtlasUNet2DModel": ".models",
-        **dict.fromkeys([*SAMPLERS.values(), *_noise_schedulers().values()], ".schedulers"),
+        **dict.fromkeys([*_samplers().values(), *_noise_schedulers().values()], ".schedulers"),
         "AtlasPipeline": ".pipelines",
         "AtlasBridgePipeline": ".pipelines",
     }

@@ -125,6 +125,27 @@ def test_public_names_resolve(name):
     assert getattr(atlas_diffusers, name).__name__ == name
 
 
+def names_for_editors(file):
+    """What a file that editors read imports from the package, by name; ``*`` stands for all that the module imports so."""
+    names = {}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            for alias in node.names:
+                if alias.name == "*":
+                    names |= names_for_editors(file.parent / str(node.module) / "__init__.py")
+                else:
+                    names[alias.name] = node.module
+    return names
+
+
+def test_editors_see_what_is_imported_when_it_is_asked_for():
+    seen = names_for_editors(PACKAGE / "__init__.pyi")
+    own = {name for name in atlas_diffusers.__all__ if not name.endswith("NoiseScheduler")} | {"BaseNoiseScheduler"}
+    assert own - {"SCHEDULERS", "ModelMixin", "SchedulerMixin", "DiffusionPipeline"} <= seen.keys()
+    for name in names_for_editors(PACKAGE / "schedulers" / "__init__.py"):
+        assert name in atlas_diffusers.schedulers.__all__ and getattr(atlas_diffusers.schedulers, name).__name__ == name
+
+
 def test_classes_are_found_through_diffusers():
     for name in ("AtlasUNet2DModel", "AtlasDDIMScheduler", "AtlasPipeline"):
         assert getattr(diffusers, name) is getattr(atlas_diffusers, name)
@@ -150,7 +171,7 @@ ours = {name for name in sys.modules if name.startswith("atlas_diffusers")}
 print(sorted(name for name in ours if not name.startswith("atlas_diffusers.schedules")))  # which has the beta schedules' names
 """
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert lines == ["[]", "['atlas_diffusers', 'atlas_diffusers._registration']"]
+    assert lines == ["[]", "['atlas_diffusers', 'atlas_diffusers._registration', 'atlas_diffusers.schedulers']"]
 
 
 def test_import_and_help_need_neither_torch_nor_diffusers():
@@ -208,7 +229,7 @@ def test_every_field_of_a_configuration_has_a_reader(model):
     sources = [f.read_text() for f in PACKAGE.rglob("*.py") if f.parent.name != "config"]
     sources += [inspect.getsource(value) for value in own if inspect.isfunction(value)]
     if model.__name__ == "BridgeConfig":
-        sources = [(PACKAGE / "pipelines" / name).read_text() for name in ("references.py", "pipeline_atlas.py")]
+        sources = [(PACKAGE / "pipelines" / name).read_text() for name in ("bridge_plan.py", "pipeline_atlas.py")]
     for field in model.model_fields:
         assert any(f".{field}" in source or f'"{field}"' in source for source in sources), field
 
