@@ -55,7 +55,6 @@ def build_components(config: TrainingConfig, captions: list[str]) -> Components:
     if config.cache_text_embeddings and components.text_encoder is None:
         raise ValueError("cache_text_embeddings: there is no text encoder")
     _check_text(components, config)
-    components.unet.to(memory_format=torch.channels_last)
     if config.bridge_passes:
         components.backward_unet = copy.deepcopy(components.unet)
     return components

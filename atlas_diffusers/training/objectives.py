@@ -84,12 +84,12 @@ class Objective:
         """Pixels, or latents where there is an autoencoder, on the device."""
         device = self.accelerator.device
         if "moments" in batch:
-            moments = batch["moments"].to(device, memory_format=torch.channels_last, non_blocking=True)
+            moments = batch["moments"].to(device, non_blocking=True)
             latents = DiagonalGaussianDistribution(moments).sample(own)  # pyright: ignore[reportArgumentType]: one a picture
             return normalise_latents(self.vae, latents)
         if "latents" in batch:
             return normalise_latents(self.vae, batch["latents"].to(device, non_blocking=True))
-        pixels = batch[name].to(device, memory_format=torch.channels_last, non_blocking=True)
+        pixels = batch[name].to(device, non_blocking=True)
         if self.vae is None:
             return pixels
         with torch.no_grad():
