@@ -22,7 +22,7 @@ from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 logger = logging.get_logger(__name__)
 NOISE_ALONE = 1e6  # σ̂
-SCALE = 3.0
+SCALE, LARGEST_SHIFT = 3.0, 4.0
 SAME_GUIDANCE, SAME_SHIFT = 0.25, 0.05  # relative differences that tables bear
 
 
@@ -70,7 +70,7 @@ class AtlasMultistepScheduler(BaseScheduler):
         angle_scale: c, the noise level at which θ is π/4. Pictures, whose largest principal components are far above 1, want
             it larger than data of a few dimensions. By default ``3 √σ̂`` of the level halfway through training, where a
             schedule puts the middle of what there is to decide: 3.8 for Stable Diffusion, 5.6 for linear betas, 3 for cosine
-            ones and flows. On a flow the cube root of a shift above 1 multiplies it.
+            ones and flows. On a flow the square root of its shift multiplies it, of at least 1 and at most 4.
         angle_power: p of the nodes ``θ_k = θ_max (1 − k/N)^p``; ``None`` places them by ``timestep_spacing``. A sigma grid,
             explicit timesteps and sigmas, and calibrated nodes take precedence.
         use_angle_nodes: lay these nodes between the first sigma of a flow's pipeline and clean data: by default where its
@@ -295,7 +295,7 @@ class AtlasMultistepScheduler(BaseScheduler):
     def _scale_of(self, grid: TimeGrid) -> float:
         """c of a grid, which a flow's shift towards noise raises."""
         scale = self.config.angle_scale or SCALE * math.sqrt(self.process.middle.sigma_hat)
-        return scale * max(1.0, grid.shift) ** (1 / 3)
+        return scale * math.sqrt(min(max(1.0, grid.shift), LARGEST_SHIFT))
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """

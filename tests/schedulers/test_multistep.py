@@ -212,12 +212,12 @@ def test_a_scheduler_may_have_tables_for_several_guidance_scales(tmp_path):
 EVEN = [1.0, 0.8, 0.6, 0.4, 0.2]
 
 
-@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 7.0])
 def test_nodes_on_a_flow_are_even_powers_of_the_angle(shift):
-    """``θ_k = π/2 (1 − k/N)²`` with c = 3 and, for a shift k above 1, its cube root times that."""
+    """``θ_k = π/2 (1 − k/N)²`` with c = 3 and, for a shift from 1 to 4, its square root times that."""
     scheduler = AtlasMultistepScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=EVEN)
-    c = 3 * max(shift, 1) ** (1 / 3)
+    c = 3 * min(max(shift, 1), 4) ** 0.5
     ratios = [c * math.tan(math.pi / 2 * (1 - k / 5) ** 2) for k in range(1, 5)]
     expected = [1.0, *(ratio / (1 + ratio) for ratio in ratios), 0.0]
     assert scheduler.sigmas.tolist() == pytest.approx(expected, abs=1e-6)
