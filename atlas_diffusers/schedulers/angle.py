@@ -23,6 +23,14 @@ def radius(level: NoiseLevel, scale: float) -> float:
     return math.hypot(level.sigma, scale * level.alpha)
 
 
+def angle_nodes(steps: int, largest: float, smallest: float, scale: float, power: float) -> list[float]:
+    """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below the smallest angle, it is that instead."""
+    last, parts = 0.0, [1 - k / steps for k in range(steps)]
+    if steps > 1 and largest * parts[-1] ** power < smallest:
+        parts, last = [1 - k / (steps - 1) for k in range(steps)], smallest
+    return [scale * math.tan(last + (largest - last) * part**power) for part in parts]
+
+
 @functools.lru_cache(maxsize=4096)
 def velocity_coefficients(prediction_type: str, level: NoiseLevel, scale: float) -> tuple[float, float]:
     """``(a, b)`` with ``v = cos θ ε − sin θ x_0/c = a x + b m``."""

@@ -13,7 +13,7 @@ from diffusers.utils import logging
 
 from ..schedules import NoiseLevel
 from ..schedules.time_grid import Request, TimeGrid, as_tensor, grid_option
-from .angle import ScaledVelocity, VelocityHistory, angle, radius, velocity_coefficients
+from .angle import ScaledVelocity, VelocityHistory, angle, angle_nodes, radius, velocity_coefficients
 from .calibration.reports import CalibrationReport
 from .calibration.tables import Calibration, StepTable, calibrations_of
 from .network_step import network_step
@@ -22,7 +22,7 @@ from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 
 logger = logging.get_logger(__name__)
 NOISE_ALONE = 1e6  # σ̂
-SCALE, LARGEST_SHIFT = 3.0, 4.0
+SCALE = 3.0
 SAME_GUIDANCE, SAME_SHIFT = 0.25, 0.05  # relative differences that tables bear
 
 
@@ -52,6 +52,11 @@ def _table_of(calibration: Calibration, steps: int, begin: int, even: TimeGrid) 
     return table
 
 
+def _lean(grid: TimeGrid) -> float:
+    """How far nodes lean towards noise: from 0 at a flow's shift of 1 to 1 at 3."""
+    return min(max(grid.shift - 1, 0.0), 2.0) / 2
+
+
 class AtlasMultistepScheduler(BaseScheduler):
     r"""
     Few-step linear multistep solver in the angle ``θ = arctan(σ/(cα))``, the radius ``r = √(σ² + c²α²)`` and the velocity
@@ -70,9 +75,10 @@ class AtlasMultistepScheduler(BaseScheduler):
         angle_scale: c, the noise level at which θ is π/4. Pictures, whose largest principal components are far above 1, want
             it larger than data of a few dimensions. By default ``3 √σ̂`` of the level halfway through training, where a
             schedule puts the middle of what there is to decide: 3.8 for Stable Diffusion, 5.6 for linear betas, 3 for cosine
-            ones and flows. On a flow the square root of its shift multiplies it, of at least 1 and at most 4.
-        angle_power: p of the nodes ``θ_k = θ_max (1 − k/N)^p``; ``None`` places them by ``timestep_spacing``. A sigma grid,
-            explicit timesteps and sigmas, and calibrated nodes take precedence.
+            ones and flows. A flow's shift, which grows with the resolution, raises it by half of what exceeds 1, to twice as
+            much at a shift of 3.
+        angle_power: p of the nodes ``θ_k = θ_max (1 − k/N)^p``, raised with c, by a fifth at a shift of 3; ``None`` places
+            them by ``timestep_spacing``. A sigma grid, explicit timesteps and sigmas, and calibrated nodes take precedence.
         use_angle_nodes: lay these nodes between the first sigma of a flow's pipeline and clean data: by default where its
             sigmas are even, before the shift; ``True`` for sigmas of every kind, ``False`` for none.
         calibration: tables that :meth:`calibrate` made, as JSON; a list of them for several guidance scales.
@@ -280,22 +286,15 @@ class AtlasMultistepScheduler(BaseScheduler):
         scale = self._scale_of(even)
         highest = even.source[begin] if begin else self.process.highest(even)
         lowest = min(angle(self.process.lowest, scale), angle(even.source[-1], scale))
-        placed = self._placed(len(even.source) - begin, angle(highest, scale), lowest, scale)
+        power = self.config.angle_power * (1 + _lean(even) / 5)
+        placed = angle_nodes(len(even.source) - begin, angle(highest, scale), lowest, scale, power)
         laid = self._grid_of([*placed, even.target[-1].sigma_hat], clock)
         return _Nodes(**{**vars(laid), "shift": even.shift}, even=even, clock=clock)
-
-    def _placed(self, steps: int, largest: float, smallest: float, scale: float) -> list[float]:
-        """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below the smallest angle, it is that instead."""
-        power, last = self.config.angle_power, 0.0
-        parts = [1 - k / steps for k in range(steps)]
-        if steps > 1 and largest * parts[-1] ** power < smallest:
-            parts, last = [1 - k / (steps - 1) for k in range(steps)], smallest
-        return [scale * math.tan(last + (largest - last) * part**power) for part in parts]
 
     def _scale_of(self, grid: TimeGrid) -> float:
         """c of a grid, which a flow's shift towards noise raises."""
         scale = self.config.angle_scale or SCALE * math.sqrt(self.process.middle.sigma_hat)
-        return scale * math.sqrt(min(max(1.0, grid.shift), LARGEST_SHIFT))
+        return scale * (1 + _lean(grid))
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """

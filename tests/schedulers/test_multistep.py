@@ -212,13 +212,13 @@ def test_a_scheduler_may_have_tables_for_several_guidance_scales(tmp_path):
 EVEN = [1.0, 0.8, 0.6, 0.4, 0.2]
 
 
-@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 7.0])
+@pytest.mark.parametrize("shift", [0.5, 1.0, 2.0, 3.0, 7.0])
 def test_nodes_on_a_flow_are_even_powers_of_the_angle(shift):
-    """``θ_k = π/2 (1 − k/N)²`` with c = 3 and, for a shift from 1 to 4, its square root times that."""
+    """``θ_k = π/2 (1 − k/N)^p`` with c = 3 and p = 2 up to a shift of 1, and 6 and 2.4 from one of 3 on."""
     scheduler = AtlasMultistepScheduler(shift=shift)
     scheduler.set_timesteps(sigmas=EVEN)
-    c = 3 * min(max(shift, 1), 4) ** 0.5
-    ratios = [c * math.tan(math.pi / 2 * (1 - k / 5) ** 2) for k in range(1, 5)]
+    c, p = {0.5: (3, 2), 1.0: (3, 2), 2.0: (4.5, 2.2), 3.0: (6, 2.4), 7.0: (6, 2.4)}[shift]
+    ratios = [c * math.tan(math.pi / 2 * (1 - k / 5) ** p) for k in range(1, 5)]
     expected = [1.0, *(ratio / (1 + ratio) for ratio in ratios), 0.0]
     assert scheduler.sigmas.tolist() == pytest.approx(expected, abs=1e-6)
     assert scheduler.timesteps.tolist() == pytest.approx([1000 * s for s in expected[:-1]], rel=1e-6)
