@@ -9,8 +9,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, DistributedType, InitProcessGroupKwargs, gather
+from diffusers.utils import logging
 
 from ..config import TrainingConfig
+
+logger = logging.get_logger(__name__)
 
 REFUSED = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron-LM"}
 REMEDY = "use FSDP, as `accelerate launch --use_fsdp --fsdp_version 2` or training/accelerate/fsdp2-8.yaml"
@@ -33,8 +36,10 @@ def join_processes(config: TrainingConfig, cpu: bool = False) -> Accelerator:
     launched, said = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "mixed_precision" in config.model_fields_set
     if said and launched not in ("no", config.mixed_precision):
         raise ValueError(f"mixed_precision={config.mixed_precision!r} in the recipe, but {launched!r} at the launch: give one")
+    if _asked("ACCELERATE_USE_DEEPSPEED"):  # which Accelerate would import first
+        raise ValueError(f"DeepSpeed is not supported: {REMEDY}")
     accelerator = Accelerator(
-        cpu=cpu,
+        cpu=cpu or not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision if said else None,
         log_with=[*config.trackers] or None,
         project_dir=config.output_dir,
@@ -46,6 +51,10 @@ def join_processes(config: TrainingConfig, cpu: bool = False) -> Accelerator:
         raise ValueError(f"{REFUSED[kind]} is not supported: {REMEDY}")
     if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError(f"version 1 of FSDP is not supported: {REMEDY}")
+    if kind != DistributedType.FSDP and _asked("ACCELERATE_USE_FSDP"):
+        raise ValueError(f"FSDP at the launch, which Accelerate leaves aside ({kind.value}): it splits weights over GPUs")
+    if kind == DistributedType.FSDP and accelerator.device.type == "cpu" and _asked("FSDP_OFFLOAD_PARAMS"):
+        raise ValueError("FSDP_OFFLOAD_PARAMS at the launch, but the weights are on the CPU already: launch without it")
     if kind == DistributedType.FSDP and config.optimizer == "muon":
         raise ValueError("optimizer: muon turns whole matrices, which FSDP splits over processes: give optimizer: adamw")
     if (steps := accelerator.gradient_accumulation_steps) != 1:
@@ -54,9 +63,16 @@ def join_processes(config: TrainingConfig, cpu: bool = False) -> Accelerator:
         raise ValueError(f"trackers={sorted(missing)}: their packages are not installed")
     if (started := int(os.environ.get("WORLD_SIZE", 1))) != accelerator.num_processes:
         raise ValueError(
-            f"{started} processes were started that do not know of each other; without GPUs set ACCELERATE_USE_CPU=true"
+            f"{started} processes were started that do not know of each other; to leave GPUs alone set ACCELERATE_USE_CPU=true"
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu" and accelerator.is_main_process:
+        logger.warning("mixed_precision='fp16' has no effect on a CPU, which computes in float32: 'bf16' has one")
     return accelerator
+
+
+def _asked(setting: str) -> bool:
+    """Whether the launch turned a setting on."""
+    return os.environ.get(setting, "false").lower() in ("true", "1")
 
 
 def place() -> tuple[int, int]:

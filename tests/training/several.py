@@ -2,9 +2,10 @@
 Runs jobs of a JSON file on forked gloo processes, which import nothing anew: python several.py JOBS.json
 
 A job is ``{"name", "world"}``, which computes what processes share, or one of train.py with ``{"recipe", "strategy": "ddp" or
-"fsdp", "settings": {variable: value}}`` and, if it is to fail, ``"break": [moment, step, rank]``. Jobs of as many processes
-that follow each other share these. What process R says goes to NAME-R.txt beside the jobs, what it saw to NAME-R.json, and its
-exit status, if it has one, to NAME-R.status.
+"fsdp", "settings": {variable: value}, "double": whether in float64}`` and, if it is to fail, ``"break": [moment, step, rank]``
+or, for the last one of its processes, ``"killed": True``: all of them, once there is a checkpoint. Jobs of as many processes
+and the same ``"session"`` that follow each other share these. What process R says goes to NAME-R.txt beside the jobs, what it
+saw to NAME-R.json, and its exit status, if it has one, to NAME-R.status.
 """
 
 import itertools
@@ -30,7 +31,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from atlas_diffusers.bridges import ReferenceShards, SchrodingerBridgeSolver
-from atlas_diffusers.training import caching, checkpoints, script, sinkhorn_pairs, trainer
+from atlas_diffusers.training import caching, checkpoints, objectives, script, sinkhorn_pairs, trainer
 from atlas_diffusers.training.caching import TensorCache
 from atlas_diffusers.training.processes import in_shares
 from atlas_diffusers.training.semidiscrete import SemidiscreteCoupling
@@ -95,6 +96,9 @@ class Watched(trainer.Trainer):
 
     seconds = 0.0
 
+    def summary(self):
+        return ""  # which would take longer than the steps
+
     def save_checkpoint(self):
         begun = time.perf_counter()
         super().save_checkpoint()
@@ -117,6 +121,20 @@ class Watched(trainer.Trainer):
 
 
 STEP_OF, WRITE, ROOM = trainer.Trainer._optimizer_step, checkpoints._write, resource.getrlimit(resource.RLIMIT_FSIZE)
+BUILD, ENCODED = trainer.build_components, objectives.Objective._encoded
+
+
+def doubled(*arguments):
+    found = BUILD(*arguments)
+    for network in found.modules.values():
+        network.double()
+    return found
+
+
+def in_float64(double):
+    """Networks and pictures, and with them all that is computed."""
+    trainer.build_components = doubled if double else BUILD
+    objectives.Objective._encoded = (lambda *arguments: ENCODED(*arguments).double()) if double else ENCODED
 
 
 def break_at(moment=None, step=0, rank=None):
@@ -147,6 +165,7 @@ def train(job, folder, rank):
     os.environ["FACTS"] = str(folder / f"{job['name']}-{rank}.json")
     use(job)
     break_at(*job.get("break", ()))
+    in_float64(job.get("double", False))
     recipe = job["recipes"][rank] if "recipes" in job else job["recipe"]
     (file := folder / f"{job['name']}-{rank}.recipe.json").write_text(json.dumps(recipe))
     if rank == 0:
@@ -189,7 +208,7 @@ def session(jobs, folder, rank, world):
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", ACCELERATE_USE_CPU="true"
     )
-    trainer.Trainer = Watched
+    trainer.Trainer, trainer.Recorder.finish = Watched, lambda self: None  # without curves
     for job in jobs:
         signal.alarm(LIMIT)
         os.dup2(os.open(folder / f"{job['name']}-{rank}.txt", os.O_WRONLY | os.O_CREAT), 2)
@@ -214,6 +233,12 @@ def fork(jobs, folder, world):
                 traceback.print_exc()
             os._exit(0)
         children.append(number)
+    if jobs[-1].get("killed"):
+        out, end = Path(jobs[-1]["recipe"]["output_dir"]), time.monotonic() + LIMIT
+        while checkpoints.latest_checkpoint(out) is None and time.monotonic() < end:
+            time.sleep(0.01)
+        for number in children:
+            os.kill(number, signal.SIGKILL)
     for number in children:
         os.waitpid(number, 0)
 
@@ -222,5 +247,5 @@ if __name__ == "__main__":
     # nothing is computed before the forks, which would leave them threads that are not there
     jobs, caching.ROWS_OF_SHARD = Path(sys.argv[1]), 2
     told = [job | {"port": free_port()} for job in json.loads(jobs.read_text())]
-    for world, group in itertools.groupby(told, key=lambda job: job["world"]):
+    for (world, _), group in itertools.groupby(told, key=lambda job: (job["world"], job.get("session"))):
         fork(list(group), jobs.parent, world)

@@ -5,9 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
-import psutil
 import pytest
 import yaml
 from test_trainer import ROOT, assert_same_checkpoints, build, final_state, recipe
@@ -150,31 +148,3 @@ def test_a_disk_that_takes_no_more_ends_the_run_with_the_last_checkpoint(broken,
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"]
     build(folder, **CHANGES).train()
     assert_same_checkpoints(folder, whole)
-
-
-def launch(arguments, processes=2):
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.Popen(
-        [*start, str(ROOT / "training" / "train.py"), *arguments], env=environment(ACCELERATE_USE_CPU="true"),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("changes", [{}, {"dataset": {"streaming": True, "shuffle_buffer": 12}}], ids=["shuffled", "streamed"])
-def test_two_killed_processes_end_bit_equal(tmp_path, changes):
-    changes = CHANGES | {"max_steps": 12} | changes
-    killed, whole = (command(tmp_path, name, **changes) for name in ("killed", "whole"))
-    process = launch(killed)
-    while latest_checkpoint(tmp_path / "killed") is None and process.poll() is None:
-        time.sleep(0.01)
-    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-        each.kill()
-    process.communicate()
-    assert 2 <= final_state(tmp_path / "killed")[1]["step"] < 12
-    for arguments in (killed, whole):
-        process = launch(arguments)
-        _, errors = process.communicate(timeout=150)
-        assert process.returncode == 0, errors[-2000:]
-    assert_same_checkpoints(tmp_path / "killed", tmp_path / "whole")
-    rows = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, 13)), "only one process writes, and no row is there twice"

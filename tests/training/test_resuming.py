@@ -315,6 +315,7 @@ def test_caches_are_written_under_the_lock(tmp_path, monkeypatch):
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     with pytest.raises(ValueError, match="2 processes were started that do not know of each other"):
         build(tmp_path)
 
@@ -351,9 +352,10 @@ def wait_for(file, process):
             pass
 
 
+TWO = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "training/accelerate/cpu-2.yaml")]
 COMMANDS = {
     1: ["-m", "atlas_diffusers", "train"],
-    2: ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(ROOT / "training/train.py"), "--config"],
+    2: [*TWO, "--main_process_port", "0", str(ROOT / "training/train.py"), "--config"],
 }
 
 
@@ -361,7 +363,7 @@ COMMANDS = {
 def test_sigterm_to_the_command_reaches_the_script(tmp_path, processes):
     out, file = tmp_path / "run", tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe(out, max_steps=2000, checkpoint_interval=1, batch_size=4)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, *COMMANDS[processes], str(file)], env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -372,7 +374,7 @@ def test_sigterm_to_the_command_reaches_the_script(tmp_path, processes):
     assert not psutil.wait_procs(children, timeout=20)[1], "no process trains on"
     last = [line for line in errors.splitlines() if line.startswith("train.py: ")]
     assert len(last) == 1 and "stopped by SIGTERM" in last[0] and "goes on from" in last[0], errors[-2000:]
-    assert not locks(out)
+    assert not locks(out) and f"of {4 * processes} pictures" in errors
     if processes == 1:
         assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in errors
 

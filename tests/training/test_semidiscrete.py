@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import seeded
+from diffusers import AutoencoderTiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_trainer import build, interrupt_at
@@ -118,6 +119,31 @@ def test_a_run_trains_on_the_pairs_and_resumes_exactly(tmp_path, monkeypatch):
     build(tmp_path / "parts", **changes).train()
     rows = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts")]
     assert [json.loads(row)["loss"] for row in rows[0]] == [json.loads(row)["loss"] for row in rows[1]]
+
+
+def test_noise_is_paired_with_cached_latents(tmp_path, monkeypatch):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoencoderTiny(latent_channels=4, scaling_factor=0.5).save_pretrained(tmp_path / "vae")
+    changes = {
+        "vae": str(tmp_path / "vae"), "objective": "flow_matching", "scheduler": None, "min_snr_gamma": None, "batch_size": 16,
+        "model": {"patch_size": 1, "attention_levels": []}, "dataset": {"resolution": 64, "random_flip": False},
+        "coupling": "semidiscrete", "coupling_condition_weight": 0.0,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="pairs noise with latents, which must be known: give cache_latents: true"):
+        build(tmp_path / "fresh", **changes)
+    monkeypatch.setattr(semidiscrete, "SAMPLES_OF_POINT", 20)
+    run = build(tmp_path / "cached", cache_latents=True, **changes)
+    points, vae = torch.cat(run.coupling.parts), run.parts.vae
+    assert points.shape == (len(run.dataset), 4 * 8 * 8)
+    with torch.no_grad():
+        expected = vae.encode(torch.stack([run.plain[i, 0]["pixels"] for i in range(5)])).latents / 2
+    torch.testing.assert_close(points[:5], expected.flatten(1), rtol=0, atol=1e-5)
+    batch, seen = next(iter(run._loader())), []
+    monkeypatch.setattr(run.objective, "loss", lambda data, *rest: seen.append(data))
+    run.objective(batch, seeded())
+    noise = coupled_noise(batch["draw"].tolist(), (points.shape[1],))
+    torch.testing.assert_close(seen[0].flatten(1), points[run.coupling.pair(noise)], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

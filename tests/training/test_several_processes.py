@@ -12,7 +12,7 @@ import several
 import torch
 from conftest import seeded
 from safetensors.torch import load_file
-from test_trainer import ROOT, assert_same_checkpoints, recipe
+from test_trainer import RECIPE, ROOT, assert_same_checkpoints, recipe
 
 from atlas_diffusers.bridges import SchrodingerBridgeSolver
 from atlas_diffusers.training import load_checkpoint, sinkhorn_pairs
@@ -65,6 +65,22 @@ def splits(folder):
     return found
 
 
+def in_float64(folder, world):
+    """On one process and on two, without weights split."""
+    changes = {"max_steps": 30, "learning_rate": 1e-3, "checkpoint_interval": 30}
+    source = RECIPE["dataset"] | {"categories": ["Symbols"], "caption_column": None, "aliases_column": None}
+    diffusion = {
+        "objective": "bridge_matching", "bridge_sigma": 0.5, "bridge_passes": 3, "bridge_steps": 2, "source_dataset": source,
+        "text_encoder": None, "model": {"cross_attention_levels": [], "addition_embed_type": None}, "scheduler": None,
+        "min_snr_gamma": None, "max_steps": 6, "checkpoint_interval": 6,
+    }  # fmt: skip
+    precise = {"more": {"double": True}}
+    return [
+        job(folder, f"double-{world}", world, **precise, **changes),
+        job(folder, f"passes-{world}", world, **precise, **diffusion),
+    ]
+
+
 def failures(folder):
     """One of two processes, or both, at a moment, and the same command again; a kill ends the work of both."""
     found = [job(folder, "odd", 2)]
@@ -76,12 +92,39 @@ def failures(folder):
     return found[:-1], found[-1:]
 
 
+def kills(folder):
+    """Both processes, at whatever moment they are in, and the same commands again."""
+    stream = {"dataset": {"streaming": True, "shuffle_buffer": 12}}
+    whole = job(folder, "stream", 2, **stream)
+    return whole, [
+        (
+            job(folder, f"killed-{name}", 2, more={"killed": True}, checkpoint_interval=2, **changes),
+            job(folder, f"killed-{name}-again", 2, out=f"killed-{name}", checkpoint_interval=2, **changes),
+        )
+        for name, changes in (("replicas", {}), ("stream", stream))
+    ]
+
+
+def session(number, *jobs):
+    return [each | {"session": number} for each in jobs]
+
+
 def all_jobs(folder):
     """In an order that changes the number of processes as rarely as it can."""
     alone, *legs = relay(folder)
     before, after = failures(folder)
+    stream, ((first, first_again), (second, second_again)) = kills(folder)
     shares = [{"name": f"shares-{world}", "world": world} for world in (2, 3)]
-    return [alone, legs[0], legs[1], shares[0], *splits(folder), *before, legs[2], shares[1], legs[3], *after, legs[4]]
+    return [
+        *session(1, alone, legs[0], *in_float64(folder, 1)),
+        *session(2, legs[1], shares[0], *splits(folder), stream, *in_float64(folder, 2), *before),
+        *session(3, legs[2]),
+        *session(4, shares[1]),
+        *session(5, legs[3], *after, first),
+        *session(6, first_again, second),
+        *session(7, second_again),
+        *session(8, legs[4]),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +155,10 @@ def facts(runs, name):
 
 LEGS = [f"leg-{number}" for number in range(1, 6)]
 SPLITS = ["whole", "resumed", "replicas", "accumulated", "settings", "bf16", "lora-fsdp", "lora-ddp"]
+OTHERS = ["alone", "stream", "double-1", "double-2", "passes-1", "passes-2"]
 
 
-@pytest.mark.parametrize("name", [*LEGS, "alone", *SPLITS])
+@pytest.mark.parametrize("name", [*LEGS, *SPLITS, *OTHERS])
 def test_runs_end(runs, name):
     found, told = statuses(runs, name)
     assert found and set(found) == {0}, told[-2000:]
@@ -128,6 +172,22 @@ def test_any_number_of_processes_and_either_strategy_go_on_from_a_checkpoint(run
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-3 if "moment" not in name else torch.inf)
+
+
+@pytest.mark.parametrize("name, steps", [("double", 30), ("passes", 6)])
+def test_two_processes_train_as_one_with_twice_the_batch(runs, name, steps):
+    """
+    In float64: sums in another order differ by 1e-16, and 30 steps amplify that by less than 1e6. Losses are logged in float32,
+    after the sum of a step and the mean of two: three roundings of 2⁻²⁴.
+    """
+    one, two = (losses(runs / f"{name}-{world}") for world in (1, 2))
+    assert list(two) == list(one) == list(range(1, steps + 1))
+    assert two == {step: pytest.approx(loss, rel=3 * 2**-24) for step, loss in one.items()}
+    (first, _), (second, _) = (load_checkpoint(runs / f"{name}-{world}" / f"checkpoint-{steps}") for world in (1, 2))
+    averages = [key for key in first if key.startswith("average")]
+    assert {first[key].dtype for key in averages} == {torch.float64}
+    for key in averages:
+        torch.testing.assert_close(second[key], first[key], rtol=0, atol=1e-10)
 
 
 def test_split_weights_resume_bit_equal(runs):
@@ -211,6 +271,19 @@ def test_a_process_that_fails_ends_the_run_and_the_next_one_goes_on_from_the_las
     assert first == 1 and list(losses(runs / name)) == list(range(1, STEPS + 1))
     assert_same_checkpoints(runs / name, runs / "whole")
     assert not list((runs / name).glob(".checkpoint*")) and len(checkpoints(runs / name)) >= 4
+
+
+@pytest.mark.parametrize("name", ["replicas", "stream"])
+def test_two_killed_processes_end_bit_equal(runs, name):
+    folder = runs / f"killed-{name}"
+    assert not list(runs.glob(f"killed-{name}-?.status")), "they were killed"
+    found, told = statuses(runs, f"killed-{name}-again")
+    assert found == [0, 0], told[-2000:]
+    going = [line for line in told.splitlines() if "from step " in line]
+    assert going and 2 <= int(going[-1].split("from step ")[1].split(":")[0]) < STEPS
+    assert_same_checkpoints(folder, runs / name)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)), "only one process writes, and no row is there twice"
 
 
 def test_processes_with_different_recipes_are_found_out(runs):

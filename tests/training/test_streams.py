@@ -14,7 +14,14 @@ from PIL import Image as PIL
 from test_trainer import assert_same_checkpoints, build, interrupt_at
 
 from atlas_diffusers.config import DatasetConfig
-from atlas_diffusers.training import PictureDataset, StreamSampler, load_checkpoint, load_training_data, save_checkpoint
+from atlas_diffusers.training import (
+    PictureDataset,
+    StreamSampler,
+    load_checkpoint,
+    load_training_data,
+    save_checkpoint,
+    trainer,
+)
 
 FEATURES = Features({"image": Image(decode=False), "text": Value("string")})
 
@@ -73,6 +80,71 @@ def test_processes_share_the_rows_and_no_draw():
     assert rows[0] | rows[1] == set(range(12)) and not rows[0] & rows[1]
     draws = [[draw for batch in part for _, draw in batch] for part in parts]
     assert [a + b for a, b in zip(*(zip(*[iter(d)] * 2) for d in draws))] == [tuple(range(i, i + 4)) for i in (0, 4, 8)]
+
+
+def files_of(seed, rank=0, world=1, files=4, passes=2):
+    """Of the four files of three rows, those that a process reads in each pass, in order."""
+    sampler = StreamSampler(stream(12, files), config(shuffle_buffer=3), world, seed=seed, rank=rank, world=world)
+    rows = [int(batch[0][0]) for batch in take(sampler, passes * 12 // world)]
+    blocks = [{row // 3 for row in rows[i : i + 3]} for i in range(0, len(rows), 3)]
+    assert all(len(block) == 1 for block in blocks), "a block is a file"
+    numbers = [block.pop() for block in blocks]
+    return [tuple(numbers[i : i + 4 // world]) for i in range(0, len(numbers), 4 // world)]
+
+
+def test_files_come_in_an_order_of_the_seed_and_the_pass():
+    orders = {seed: files_of(seed, passes=4) for seed in range(3)}
+    assert orders[1] == files_of(1, passes=4)
+    every = [order for of_seed in orders.values() for order in of_seed]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in every)
+    assert all(len(set(of_seed)) > 1 for of_seed in orders.values()) and len({tuple(each) for each in orders.values()}) == 3
+
+
+def test_files_are_dealt_to_processes_anew_in_each_pass():
+    dealt = [files_of(0, rank, world=2, passes=6) for rank in range(2)]
+    assert all(sorted(first + second) == [0, 1, 2, 3] for first, second in zip(*dealt))
+    assert len({frozenset(files) for files in dealt[0]}) > 1
+
+
+def with_bad_pictures(length, bad):
+    rows = [{"bytes": b"nothing", "path": None} if i in bad else png(i) for i in range(length)]
+    texts = [str(i) for i in range(length)]
+    return Dataset.from_dict({"image": rows, "text": texts}, features=FEATURES).to_iterable_dataset(num_shards=2)
+
+
+@pytest.mark.parametrize("start", [1, 4, 7, 11])
+def test_bad_pictures_are_counted_once_whatever_a_resumed_run_reads_again(start):
+    def sampler(rank=0, world=1, **place):
+        options = config(shuffle_buffer=4, skip_bad_images=True), world, 3
+        return StreamSampler(with_bad_pictures(12, {2, 5, 9}), *options, rank=rank, world=world, **place)
+
+    whole, first = sampler(), sampler()
+    rows = take(whole, 13)
+    assert whole.skipped > 3, "nine rows a pass"
+    take(first, start + 1)
+    again = sampler(start=start, state=json.loads(json.dumps(first.state(start))))
+    assert take(again, 13 - start) == rows[start:] and again.skipped == whole.skipped
+    shares = [sampler(rank, world=2) for rank in range(2)]
+    texts = {text for share in shares for batch in take(share, 4) for text, _ in batch}
+    assert len(texts) == 8 and sum(share.skipped for share in shares) in (2, 3)
+
+
+def test_a_run_counts_bad_pictures_of_its_stream_once(tmp_path, monkeypatch):
+    bad = {"max_steps": 5, "checkpoint_interval": 1, "batch_size": 2, "log_interval": 1, "text_encoder": None,
+           "dataset": {"streaming": True, "shuffle_buffer": 3, "skip_bad_images": True, "resolution": 4,
+                       "aliases_column": None, "categories": None},
+           "model": {"cross_attention_levels": [], "addition_embed_type": None, "patch_size": 1}}  # fmt: skip
+    monkeypatch.setattr(trainer, "load_pictures", lambda config, dataset: PictureDataset(with_bad_pictures(8, {1, 6}), dataset))
+    build(tmp_path / "whole", **bad).train()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 4)
+        build(tmp_path / "parts", **bad).train()
+    build(tmp_path / "parts", **bad).train()
+    found, expected = (
+        [json.loads(line).get("skipped_images", 0) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("parts", "whole")
+    )
+    assert found == expected and expected[-1] >= 2
 
 
 def test_an_empty_stream_is_refused():

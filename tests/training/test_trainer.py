@@ -19,6 +19,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from conftest import seeded
 
 from atlas_diffusers import AtlasDDIMScheduler, AtlasPipeline, AtlasUNet2DModel
@@ -505,63 +506,18 @@ def test_the_script_reports_a_missing_recipe(tmp_path, main, capsys):
     assert "nowhere.yaml" in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------------- several processes
-
-
-# the script with all of its numbers in float64
-DOUBLE = """
-import sys
-from atlas_diffusers.training import objectives, trainer
-from atlas_diffusers.training.script import main
-
-build, encode = trainer.build_components, objectives.Objective._encoded
-
-def doubled(*arguments):
-    found = build(*arguments)
-    found.unet.double(), found.text_encoder.double()
-    return found
-
-trainer.build_components, objectives.Objective._encoded = doubled, lambda *arguments: encode(*arguments).double()
-sys.exit(main())
-"""
-
-
-def launch(tmp_path, processes, **changes):
-    """The rows of a run on the CPU, by torchrun: ``accelerate launch --cpu`` starts one process where there is no MPI."""
-    out = tmp_path / f"on-{processes}"
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(out, **changes)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    (tmp_path / "double.py").write_text(DOUBLE)
-    command += [str(tmp_path / "double.py"), "--config", str(tmp_path / "recipe.yaml")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()], out
-
-
-def test_two_processes_train_as_one_with_twice_the_batch(tmp_path):
-    """
-    In float64: sums in another order differ by 1e-16, and 30 steps amplify that by less than 1e6. Losses are logged in float32,
-    after the sum of a step and the mean of two: three roundings of 2⁻²⁴.
-    """
-    changes = {"max_steps": 30, "learning_rate": 1e-3, "checkpoint_interval": 30}
-    one, whole = launch(tmp_path, 1, batch_size=8, **changes)
-    two, shared = launch(tmp_path, 2, batch_size=4, **changes)
-    assert [row["step"] for row in two] == list(range(1, 31))
-    for a, b in zip(one, two):
-        assert b["loss"] == pytest.approx(a["loss"], rel=3 * 2**-24)
-    (first, _), (second, _) = final_state(whole), final_state(shared)
-    for name in first:
-        if name.startswith("average"):
-            torch.testing.assert_close(second[name], first[name], rtol=0, atol=1e-10)
+# ---------------------------------------------------------------------- what a launch says
 
 
 @pytest.mark.parametrize(
     "state, environment, message",
     [
         ({"distributed_type": "DEEPSPEED"}, {}, "DeepSpeed is not supported: use FSDP, as `accelerate launch --use_fsdp"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed is not supported: use FSDP"),
         ({"distributed_type": "MEGATRON_LM"}, {}, "Megatron-LM is not supported: use FSDP"),
         ({"distributed_type": "FSDP", "is_fsdp2": False}, {}, "version 1 of FSDP is not supported"),
+        ({"distributed_type": "MULTI_CPU"}, {"ACCELERATE_USE_FSDP": "true"}, "which Accelerate leaves aside .MULTI_CPU."),
+        ({"distributed_type": "FSDP"}, {"FSDP_OFFLOAD_PARAMS": "true"}, "FSDP_OFFLOAD_PARAMS at the launch, but the weights"),
         ({"gradient_accumulation_steps": 4}, {}, "gradient_accumulation_steps=4 at the launch: give micro_batch_size"),
         ({}, {"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed_precision='bf16' in the recipe, but 'fp16' at the launch"),
     ],
@@ -572,10 +528,23 @@ def test_what_a_launch_says_and_cannot_run_is_refused_before_the_data_are_read(
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
     launched = {"distributed_type": "MULTI_GPU", "is_fsdp2": True, "gradient_accumulation_steps": 1, **state}
-    monkeypatch.setattr(processes, "Accelerator", lambda **given: SimpleNamespace(**launched))
+    kind, device = DistributedType(launched.pop("distributed_type")), torch.device("cpu")
+    found = SimpleNamespace(distributed_type=kind, device=device, **launched)
+    monkeypatch.setattr(processes, "Accelerator", lambda **given: found)
     monkeypatch.setattr(trainer, "load_pictures", lambda *arguments: pytest.fail("the data were read"))
     with pytest.raises(ValueError, match=message):
         build(tmp_path, mixed_precision="bf16")
+
+
+def test_half_precision_without_effect_is_said(tmp_path, monkeypatch):
+    texts = []
+    monkeypatch.setattr(processes.logger, "warning", texts.append)
+    AcceleratorState._reset_state()
+    try:
+        assert build(tmp_path, mixed_precision="fp16").accelerator.scaler is None
+    finally:
+        AcceleratorState._reset_state()
+    assert texts == ["mixed_precision='fp16' has no effect on a CPU, which computes in float32: 'bf16' has one"]
 
 
 def test_precision_is_that_of_the_launch_where_the_recipe_says_nothing(tmp_path, monkeypatch):
