@@ -126,7 +126,7 @@ BUILD, ENCODED = trainer.build_components, objectives.Objective._encoded
 
 def doubled(*arguments):
     found = BUILD(*arguments)
-    for network in found.modules.values():
+    for network in found.networks.values():
         network.double()
     return found
 

@@ -134,7 +134,7 @@ def test_noise_is_paired_with_cached_latents(tmp_path, monkeypatch):
         build(tmp_path / "fresh", **changes)
     monkeypatch.setattr(semidiscrete, "SAMPLES_OF_POINT", 20)
     run = build(tmp_path / "cached", cache_latents=True, **changes)
-    points, vae = torch.cat(run.coupling.parts), run.parts.vae
+    points, vae = torch.cat(run.coupling.parts), run.components.vae
     assert points.shape == (len(run.dataset), 4 * 8 * 8)
     with torch.no_grad():
         expected = vae.encode(torch.stack([run.plain[i, 0]["pixels"] for i in range(5)])).latents / 2
