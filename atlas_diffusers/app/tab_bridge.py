@@ -17,6 +17,7 @@ from ..training import PictureDataset, load_training_data
 from .answers import answered
 from .model import ANY, MOST_PICTURES, MOST_STEPS, Model, as_they_come, generators
 from .tab_generate import Pictures
+from .widgets import go_and_stop, progress_line, seed_number
 
 EMBEDDED = {"emoji": "embedded:emoji", "pictograms": "embedded:pictograms", "digits": "embedded:digits"}
 FOLDER, UPLOADS = "a folder on this computer", "uploaded pictures"
@@ -117,12 +118,10 @@ def bridge_tab(model: Model, local: bool) -> None:
             steps = gr.Slider(1, 100, value=model.defaults[0], step=1, label="Steps")
             with gr.Row():
                 count = gr.Slider(2, MOST_PICTURES, value=8, step=1, label="Pictures", min_width=120)
-                seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=120)
-            with gr.Row():
-                go = gr.Button("Couple", variant="primary", elem_id="bridge-go")
-                stop = gr.Button("Stop", elem_id="bridge-stop")
+                seed = seed_number()
+            go, stop = go_and_stop("Couple", "bridge")
         with gr.Column(scale=3, min_width=300):
-            told = gr.Textbox("", label="Progress", interactive=False, elem_id="bridge-told")
+            told = progress_line("bridge-told")
             options: dict[str, Any] = {"columns": 4, "object_fit": "contain", "height": "auto", "format": "png"}
             options["elem_classes"] = "pixels"
             alone = gr.Gallery(label="The network alone", elem_id="bridge-alone", **options)

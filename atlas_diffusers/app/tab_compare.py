@@ -13,6 +13,7 @@ from .answers import answered
 from .model import MOST_STEPS, OWN, Model, generators
 from .scratch import new_folder
 from .tab_generate import Pictures
+from .widgets import go_and_stop, guidance_slider, progress_line, seed_number
 
 HEADERS = ["sampler", "steps", "network calls", "seconds", "distance"]
 MOST_CELLS = 48
@@ -86,13 +87,10 @@ def compare_tab(model: Model) -> None:
             samplers = gr.CheckboxGroup(model.samplers, value=[OWN, "DDIM", "Euler"], label="Samplers")
             steps = gr.Textbox(few, label="Numbers of steps")
             with gr.Row():
-                guidance = gr.Slider(1, 15, model.defaults[1], step=0.25, label="Guidance scale (1 is off)", min_width=120)
-                seed = gr.Number(0, precision=0, minimum=0, label="Seed", min_width=120)
-            with gr.Row():
-                go = gr.Button("Compare", variant="primary", elem_id="compare-go")
-                stop = gr.Button("Stop", elem_id="compare-stop")
+                guidance, seed = guidance_slider(model), seed_number()
+            go, stop = go_and_stop("Compare", "compare")
         with gr.Column(scale=3, min_width=300):
-            progress = gr.Textbox("", label="Progress", interactive=False, elem_id="compare-progress")
+            progress = progress_line("compare-progress")
             sheet = gr.Gallery(
                 label="A row for each sampler, a column for each number of steps", columns=1, object_fit="contain",
                 height="auto", format="png", elem_id="compare-sheet",

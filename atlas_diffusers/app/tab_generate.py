@@ -11,6 +11,7 @@ from ..pictures import to_pictures
 from ..pipelines.watching import pictures_of, watched
 from .answers import answered
 from .model import MOST_STEPS, OWN, Model, as_they_come, generators
+from .widgets import go_and_stop, guidance_slider, progress_line, seed_number
 
 SHOWN = 12  # predictions a call
 Pictures = list[tuple[Image.Image, str]]
@@ -51,7 +52,6 @@ def generate(
 
 def generate_tab(model: Model) -> None:
     """Widgets, and what they do."""
-    steps, guidance = model.defaults
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             label = "Number of the class (empty: any)" if model.labels else "Prompt"
@@ -60,16 +60,14 @@ def generate_tab(model: Model) -> None:
             with gr.Row():
                 style = gr.Dropdown(model.styles, label="Style", visible=len(model.styles) > 1, min_width=120)
                 sampler = gr.Dropdown(model.samplers, value=OWN, label="Sampler", min_width=120)
-            steps = gr.Slider(1, 100, value=steps, step=1, label="Steps")
-            guidance = gr.Slider(1, 15, value=guidance, step=0.25, label="Guidance scale (1 is off)")
+            steps = gr.Slider(1, 100, value=model.defaults[0], step=1, label="Steps")
+            guidance = guidance_slider(model)
             with gr.Row():
                 count = gr.Slider(1, 16, value=4, step=1, label="Pictures", min_width=120)
-                seed = gr.Number(0, precision=0, minimum=0, label="Seed of the first picture", min_width=120)
-            with gr.Row():
-                go = gr.Button("Generate", variant="primary", elem_id="generate-go")
-                stop = gr.Button("Stop", elem_id="generate-stop")
+                seed = seed_number("Seed of the first picture")
+            go, stop = go_and_stop("Generate", "generate")
         with gr.Column(scale=3, min_width=300):
-            progress = gr.Textbox("", label="Progress", interactive=False, elem_id="generate-progress")
+            progress = progress_line("generate-progress")
             gallery = gr.Gallery(
                 label="Pictures", columns=4, object_fit="contain", height="auto", format="png",
                 elem_classes="pixels", elem_id="generate-gallery",

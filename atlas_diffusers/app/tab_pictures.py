@@ -10,6 +10,7 @@ from ..training.starting import write_recipe
 from .answers import answered
 from .runs import Run, Runs
 from .scratch import new_folder
+from .widgets import go_and_stop
 
 SHOWN = 6  # grids
 EVERY = 2  # seconds
@@ -58,9 +59,7 @@ def pictures_tab(runs: Runs, page: gr.Blocks) -> None:
             looking = gr.Button("Look at the folder", elem_id="pictures-look")
             told = gr.Textbox("", label="Found", interactive=False, elem_id="pictures-told")
             recipe = gr.Code("", language="yaml", label="Recipe, which you may change", max_lines=24, elem_id="pictures-recipe")
-            with gr.Row():
-                go = gr.Button("Train, or go on", variant="primary", elem_id="pictures-go")
-                stop = gr.Button("Stop", elem_id="pictures-stop")
+            go, stop = go_and_stop("Train, or go on", "pictures")
         with gr.Column(scale=3, min_width=300):
             status = gr.Textbox("nothing is running", label="Status", interactive=False, elem_id="pictures-status")
             curves = gr.Plot(label="Loss and learning rate", show_label=False, elem_id="pictures-curves")

@@ -25,6 +25,7 @@ from .features import efficientnet_features
 from .kid import kid
 from .manifold import manifold_overlap
 from .pictogram_card import card
+from .script import measure_parser, quiet, run_measure
 
 WORDINGS = ("{n}", "a {n}", "a {o}", "a picture of a {n}", "{n} emoji")  # n: a name, o: another name of the same thing
 BATCH = 64
@@ -198,9 +199,7 @@ def measure(draw: Draw, bank: PictogramBank, prompts: int = 256, seed: int = 0) 
 
 
 def main() -> int:
-    from ..pipelines import AtlasPipeline
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure_parser(__doc__)
     parser.add_argument("--pipeline", default="atlas-pictograms", help="embedded name or folder")
     parser.add_argument("--prompts", type=int, default=256, help="a split (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -208,21 +207,20 @@ def main() -> int:
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
     parser.add_argument("--card", type=Path, help="also write the figures as a model card, such as FOLDER/README.md")
     parser.add_argument("--features", type=Path, help="file that keeps the features of the real pictures")
-    args = parser.parse_args()
-    try:
-        pipeline = AtlasPipeline.from_pretrained(args.pipeline)
-        pipeline.set_progress_bar_config(disable=True)
-        draw = drawing_by(pipeline, num_inference_steps=args.steps, guidance_scale=args.guidance)
-        figures = measure(draw, PictogramBank(args.features), args.prompts, args.seed)
-        print(json.dumps(figures, indent=1))
-        if args.card is not None:
-            folder = pretrained_path(args.pipeline) or Path(args.pipeline)
-            command = f"python -m atlas_diffusers.metrics.pictograms {shlex.join(sys.argv[1:])}"
-            args.card.write_text(card(folder, figures, command.strip()), encoding="utf-8")
-    except (ValueError, OSError, ImportError) as error:
-        print(f"pictograms: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_measure("pictograms", parser, _measure)
+
+
+def _measure(args: argparse.Namespace) -> None:
+    from ..pipelines import AtlasPipeline
+
+    pipeline = quiet(AtlasPipeline.from_pretrained(args.pipeline))
+    draw = drawing_by(pipeline, num_inference_steps=args.steps, guidance_scale=args.guidance)
+    figures = measure(draw, PictogramBank(args.features), args.prompts, args.seed)
+    print(json.dumps(figures, indent=1))
+    if args.card is not None:
+        folder = pretrained_path(args.pipeline) or Path(args.pipeline)
+        command = f"python -m atlas_diffusers.metrics.pictograms {shlex.join(sys.argv[1:])}"
+        args.card.write_text(card(folder, figures, command.strip()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import torch
 
 from ..pretrained import load_emoji, pretrained_path
 from .nearest import nearest_neighbours
+from .script import measure_parser, run_measure
 
 
 @dataclass(frozen=True)
@@ -72,27 +73,25 @@ def measure_retrieval(pipeline: Any, categories: list[str] | None, prompts: int 
 
 
 def main() -> int:
-    from ..pipelines import AtlasPipeline
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure_parser(__doc__)
     parser.add_argument("--pipeline", default="atlas-emoji", help="embedded name or folder")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
-    args = parser.parse_args()
-    try:
-        pipeline = AtlasPipeline.from_pretrained(args.pipeline)
-        folder = pretrained_path(args.pipeline) or Path(args.pipeline)
-        categories = training_categories(folder)
-        result = measure_retrieval(pipeline, categories, args.prompts, args.seed, guidance_scale=args.guidance)
-    except (ValueError, OSError) as error:
-        print(f"retrieval: {error}", file=sys.stderr)
-        return 2
+    return run_measure("retrieval", parser, _measure)
+
+
+def _measure(args: argparse.Namespace) -> None:
+    from ..pipelines import AtlasPipeline
+
+    pipeline = AtlasPipeline.from_pretrained(args.pipeline)
+    folder = pretrained_path(args.pipeline) or Path(args.pipeline)
+    categories = training_categories(folder)
+    result = measure_retrieval(pipeline, categories, args.prompts, args.seed, guidance_scale=args.guidance)
     print(f"nearest training picture is the prompted one: {result.hits} of {result.prompts} ({result.accuracy:.1%})")
     for name, values in (("generated", result.generated_distances), ("held-out", result.held_out_distances)):
         low, middle, high = values.quantile(torch.tensor([0.1, 0.5, 0.9]).double()).tolist()
         print(f"RMS distance to the nearest training picture, {name}: median {middle:.3f} (10% {low:.3f}, 90% {high:.3f})")
-    return 0
 
 
 if __name__ == "__main__":

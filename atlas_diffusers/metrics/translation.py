@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..pretrained.pictogram_data import STYLES, load_pictograms
 from .pictograms import BATCH, PictogramBank
+from .script import measure_parser, quiet, run_measure
 
 Translate = Callable[[list[Image.Image]], Sequence[Image.Image]]
 
@@ -77,29 +78,26 @@ def _rms(pictures: Sequence[Image.Image], truths: Sequence[Image.Image]) -> floa
 
 
 def main() -> int:
-    from ..pipelines import AtlasBridgePipeline
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measure_parser(__doc__)
     parser.add_argument("--pipeline", required=True, help="folder of the bridge")
     parser.add_argument("--source", default="noto", help="style (default: %(default)s)")
     parser.add_argument("--target", default="fluent", help="style (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=128, help="most pictures (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: the pipeline's)")
     parser.add_argument("--features", type=Path, help="file that keeps the features of the real pictures")
-    args = parser.parse_args()
-    try:
-        pipeline = AtlasBridgePipeline.from_pretrained(args.pipeline)
-        pipeline.set_progress_bar_config(disable=True)
+    return run_measure("translation", parser, _measure)
 
-        def translate(pictures: list[Image.Image]) -> list[Image.Image]:
-            return pipeline(pictures, num_inference_steps=args.steps, return_dict=False)[0]
 
-        found = measure_translation(translate, PictogramBank(args.features), args.source, args.target, args.pictures)
-        print(json.dumps(asdict(found), indent=1))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"translation: {error}", file=sys.stderr)
-        return 2
-    return 0
+def _measure(args: argparse.Namespace) -> None:
+    from ..pipelines import AtlasBridgePipeline
+
+    pipeline = quiet(AtlasBridgePipeline.from_pretrained(args.pipeline))
+
+    def translate(pictures: list[Image.Image]) -> list[Image.Image]:
+        return pipeline(pictures, num_inference_steps=args.steps, return_dict=False)[0]
+
+    found = measure_translation(translate, PictogramBank(args.features), args.source, args.target, args.pictures)
+    print(json.dumps(asdict(found), indent=1))
 
 
 if __name__ == "__main__":

@@ -23,14 +23,6 @@ def radius(level: NoiseLevel, scale: float) -> float:
     return math.hypot(level.sigma, scale * level.alpha)
 
 
-def angle_nodes(steps: int, largest: float, smallest: float, scale: float, power: float) -> list[float]:
-    """σ̂ of the nodes ``θ_max (1 − k/N)^p``; where the last would be below the smallest angle, it is that instead."""
-    last, parts = 0.0, [1 - k / steps for k in range(steps)]
-    if steps > 1 and largest * parts[-1] ** power < smallest:
-        parts, last = [1 - k / (steps - 1) for k in range(steps)], smallest
-    return [scale * math.tan(last + (largest - last) * part**power) for part in parts]
-
-
 @functools.lru_cache(maxsize=4096)
 def velocity_coefficients(prediction_type: str, level: NoiseLevel, scale: float) -> tuple[float, float]:
     """``(a, b)`` with ``v = cos θ ε − sin θ x_0/c = a x + b m``."""
@@ -48,20 +40,30 @@ class ScaledVelocity(NamedTuple):
 
 @dataclass
 class VelocityHistory:
-    """Velocities of the last calls, oldest first, and the angles where they were."""
+    """Velocities of the last calls, oldest first, the angles where they were, and the number of calls that there were."""
 
     velocities: list[ScaledVelocity] = field(default_factory=list)
     angles: list[float] = field(default_factory=list)
+    calls: int = 0
 
-    def remember(self, velocity: ScaledVelocity, at: float) -> None:
+    def make_room(self, at: float, longest: int | None) -> torch.Tensor | None:
+        """Before the velocity at an angle is made: forget what it leaves no place for, and give it the memory of that."""
         if self.angles and self.angles[-1] - at < SMALLEST_STEP:  # a flat part of the noise process
             self.velocities.pop()
             self.angles.pop()
+            self.calls -= 1
+        if longest is None or len(self.angles) < longest:
+            return None
+        del self.angles[0]
+        return self.velocities.pop(0).tensor
+
+    def remember(self, velocity: ScaledVelocity, at: float) -> None:
         self.velocities.append(velocity)
         self.angles.append(at)
+        self.calls += 1
 
     def adams_bashforth(self, target: float, order: int) -> tuple[float, list[float]]:
         """``a`` and the weights of the last velocities."""
-        if target == 0 and len(self.angles) == 1:  # a single step ends at the data prediction
+        if target == 0 and self.calls == 1:  # a single step ends at the data prediction
             return math.cos(self.angles[0]) - 1, [-math.sin(self.angles[0])]
         return 0.0, adams_bashforth(self.angles[-order:], target)

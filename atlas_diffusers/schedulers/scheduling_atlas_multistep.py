@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from diffusers.utils import logging
 
 from ..schedules import NoiseLevel
 from ..schedules.time_grid import Request, TimeGrid, as_tensor, grid_option
-from .angle import ScaledVelocity, VelocityHistory, angle, angle_nodes, radius, velocity_coefficients
+from .angle import ScaledVelocity, VelocityHistory, angle, radius, velocity_coefficients
+from .angle_nodes import Nodes, grid_of, lean, nodes_from, table_of
 from .calibration.reports import CalibrationReport
 from .calibration.tables import Calibration, StepTable, calibrations_of
 from .network_step import network_step
@@ -23,38 +23,7 @@ from .scheduling_base import AtlasSchedulerOutput, BaseScheduler
 logger = logging.get_logger(__name__)
 NOISE_ALONE = 1e6  # σ̂
 SCALE = 3.0
-SAME_GUIDANCE, SAME_SHIFT = 0.25, 0.05  # relative differences that tables bear
-
-
-@dataclass(frozen=True)
-class _Nodes(TimeGrid):
-    """
-    Calls in place of an ``even`` grid's, from call ``begin`` on by the coefficients of ``table`` if there is one. The network
-    is given the timestep of ``1/clock`` times their σ/α.
-    """
-
-    even: TimeGrid | None = None
-    clock: float = 1.0
-    table: StepTable | None = None
-    begin: int = 0
-
-
-def _table_of(calibration: Calibration, steps: int, begin: int, even: TimeGrid) -> StepTable | None:
-    """A table, with a warning where it is for another shift of a flow, as another resolution has it."""
-    table, shift = calibration.table(steps, begin), calibration.shift
-    if table is not None and shift is not None and not math.isclose(even.shift, shift, rel_tol=SAME_SHIFT):
-        warnings.warn(
-            f"the steps are calibrated for a flow of shift {shift:.4g} (mu={math.log(shift):.3g}), the call has "
-            f"{even.shift:.4g}, as another resolution or length has; calibrate for it, or switch the tables off by "
-            "calibration=None",
-            stacklevel=6,
-        )
-    return table
-
-
-def _lean(grid: TimeGrid) -> float:
-    """How far nodes lean towards noise: from 0 at a flow's shift of 1 to 1 at 3."""
-    return min(max(grid.shift - 1, 0.0), 2.0) / 2
+SAME_GUIDANCE = 0.25  # relative difference that tables bear
 
 
 class AtlasMultistepScheduler(BaseScheduler):
@@ -248,7 +217,7 @@ class AtlasMultistepScheduler(BaseScheduler):
 
     def nodes(self, sigma_hats: Sequence[float]) -> TimeGrid:
         """Network calls at these σ̂, the last of which steps to clean data."""
-        return self._grid_of([*sigma_hats, 0.0])
+        return grid_of(self.process, [*sigma_hats, 0.0])
 
     @property
     def init_noise_sigma(self) -> float:
@@ -269,9 +238,9 @@ class AtlasMultistepScheduler(BaseScheduler):
             return even
         calibration = self._calibration if self.calibrated_steps else None
         if calibration is not None and request.timesteps is None and self._from_noise(request, even):
-            table = _table_of(calibration, steps, 0, even)
+            table = table_of(calibration, steps, 0, even)
             if table is not None:
-                return _Nodes(**vars(self.nodes(table.sigmas)), even=even, table=table)
+                return Nodes(**vars(self.nodes(table.sigmas)), even=even, table=table)
             warnings.warn(f"{steps} steps are not calibrated, only {self.calibrated_steps}; plain nodes are used", stacklevel=5)
         if c.angle_power is None or grid_option(c):
             return even
@@ -281,20 +250,15 @@ class AtlasMultistepScheduler(BaseScheduler):
         """Whether a trajectory starts where tables do."""
         return request.sigmas is None or math.isclose(even.source[0].sigma, self.process.ends[0].sigma)
 
-    def _nodes_from(self, begin: int, even: TimeGrid, clock: float) -> _Nodes:
+    def _nodes_from(self, begin: int, even: TimeGrid, clock: float) -> Nodes:
         """The nodes of an angle from the level of an even grid's call ``begin`` on."""
-        scale = self._scale_of(even)
-        highest = even.source[begin] if begin else self.process.highest(even)
-        lowest = min(angle(self.process.lowest, scale), angle(even.source[-1], scale))
-        power = self.config.angle_power * (1 + _lean(even) / 5)
-        placed = angle_nodes(len(even.source) - begin, angle(highest, scale), lowest, scale, power)
-        laid = self._grid_of([*placed, even.target[-1].sigma_hat], clock)
-        return _Nodes(**{**vars(laid), "shift": even.shift}, even=even, clock=clock)
+        power = self.config.angle_power * (1 + lean(even) / 5)
+        return nodes_from(self.process, begin, even, clock, self._scale_of(even), power)
 
     def _scale_of(self, grid: TimeGrid) -> float:
         """c of a grid, which a flow's shift towards noise raises."""
         scale = self.config.angle_scale or SCALE * math.sqrt(self.process.middle.sigma_hat)
-        return scale * (1 + _lean(grid))
+        return scale * (1 + lean(grid))
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """
@@ -304,8 +268,8 @@ class AtlasMultistepScheduler(BaseScheduler):
         super().set_begin_index(begin_index)
         grid, table = self._grid, None
         if begin_index and self._calibration is not None:
-            table = _table_of(self._calibration, len(grid.source), begin_index, getattr(grid, "even", grid))
-        if begin_index and (table is not None or isinstance(grid, _Nodes)):
+            table = table_of(self._calibration, len(grid.source), begin_index, getattr(grid, "even", grid))
+        if begin_index and (table is not None or isinstance(grid, Nodes)):
             self._lay_from(begin_index, getattr(grid, "even", grid), table)
 
     def _lay_from(self, begin: int, even: TimeGrid, table: StepTable | None) -> None:
@@ -313,17 +277,10 @@ class AtlasMultistepScheduler(BaseScheduler):
         laid = self._nodes_from(begin, even, getattr(self._grid, "clock", 1.0)) if table is None else self.nodes(table.sigmas)
         lists = {name: getattr(self._grid, name)[:begin] + getattr(laid, name) for name in ("timesteps", "source", "target")}
         run = self._run
-        grid = run.grid = _Nodes(**{**vars(laid), **lists, "even": even, "table": table, "begin": begin})
+        grid = run.grid = Nodes(**{**vars(laid), **lists, "even": even, "table": table, "begin": begin})
         run.levels = as_tensor(grid.source, torch.float64).T
         run.timesteps[begin:] = torch.tensor(laid.timesteps)
         run.sigmas[begin:-1] = torch.tensor([self.process.sigma(level) for level in laid.source])
-
-    def _grid_of(self, sigma_hats: list[float], clock: float = 1.0) -> TimeGrid:
-        grid = self.process.grid_through([self.process.from_sigma_hat(sigma_hat) for sigma_hat in sigma_hats])
-        if clock == 1:
-            return grid
-        slower = [self.process.from_sigma_hat(sigma_hat / clock) for sigma_hat in sigma_hats[:-1]]
-        return replace(grid, timesteps=self.process.timesteps_of(slower))
 
     def _reset(self) -> None:
         self._history = VelocityHistory()
@@ -354,13 +311,15 @@ class AtlasMultistepScheduler(BaseScheduler):
         grid, history = run.planned(), run.history
         level, target = grid.source[index], grid.target[index]
         x, output = self._to_working_dtype(sample), self._to_working_dtype(model_output)
-        first = getattr(grid, "begin", 0)
-        table = self._table_in_use if len(history.velocities) == index - first else None
+        first, planned, order = getattr(grid, "begin", 0), self._table_in_use, self.config.multistep_order
+        table = planned if history.calls == index - first else None
         c = self._scale_of(grid) if table is None else 1.0
-        history.remember(self.velocity(output, x, level, c), angle(level, c))
+        here = angle(level, c)
+        room = history.make_room(here, order if planned is None else None)
+        history.remember(self.velocity(output, x, level, c, None if torch.is_grad_enabled() else room), here)
 
         if table is None:
-            scale, weights = history.adams_bashforth(angle(target, c), self.config.multistep_order)
+            scale, weights = history.adams_bashforth(angle(target, c), order)
         else:
             scale, weights = table.scales[index - first], table.weights[index - first]
         r, r_next = radius(level, c), radius(target, c)
@@ -369,10 +328,12 @@ class AtlasMultistepScheduler(BaseScheduler):
             prev.add_(velocity.tensor, alpha=weight * velocity.factor * r_next)
         return self._output(prev, partial(self.predict_data, output, x, level), sample.dtype, return_dict)
 
-    def velocity(self, output: torch.Tensor, x: torch.Tensor, level: NoiseLevel, c: float = 1.0) -> ScaledVelocity:
-        """``v`` of a network's output at a level, that of its data prediction where that is clipped."""
+    def velocity(
+        self, output: torch.Tensor, x: torch.Tensor, level: NoiseLevel, c: float = 1.0, room: torch.Tensor | None = None
+    ) -> ScaledVelocity:
+        """``v`` of a network's output at a level, that of its data prediction where that is clipped; in ``room`` if given."""
         kind = self.config.prediction_type
         if self._clips:
             kind, output = "sample", self.predict_data(output, x, level)
         on_x, on_output = velocity_coefficients(kind, level, c)
-        return ScaledVelocity(torch.add(output, x, alpha=on_x / on_output), on_output)
+        return ScaledVelocity(torch.add(output, x, alpha=on_x / on_output, out=room), on_output)

@@ -272,3 +272,19 @@ def test_few_steps_on_a_flow_are_closer_than_euler():
             end = solve(scheduler, 10, data, z)
             errors.append((end - data.flow(z, 1.0, 0.0)).square().mean().sqrt().item())
         assert errors[0] < 0.1 * errors[1], errors
+
+
+def test_a_step_forgets_velocities_that_no_later_one_reads():
+    """Their memory is the next one's, unless gradients may still want it; numbers do not change."""
+    found = []
+    for enabled in (True, False):
+        scheduler = AtlasMultistepScheduler(multistep_order=2)
+        scheduler.set_timesteps(8)
+        x, kept = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)), []
+        with torch.set_grad_enabled(enabled):
+            for t in scheduler.timesteps:
+                x = scheduler.step(x.cos(), t, x, return_dict=False)[0]
+                kept.append(len(scheduler._history.velocities))
+        assert kept == [1, 2, 2, 2, 2, 2, 2, 2]
+        found.append(x)
+    assert torch.equal(*found) and found[0].abs().min() > 0
