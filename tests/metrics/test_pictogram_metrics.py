@@ -1,6 +1,7 @@
 """Recognition of things and styles, on painters whose answers are known."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from atlas_diffusers.metrics.pictograms import (
     measure_distribution,
     measure_recognition,
     measure_wordings,
+    reconstructing_by,
 )
 from atlas_diffusers.metrics.translation import measure_translation
 from atlas_diffusers.pretrained import load_pictograms
@@ -69,6 +71,14 @@ def test_the_right_drawings_are_recognised(bank, painter, split):
         assert found.nearest_training < 1e-3 < found.nearest_held_out
     else:
         assert found.nearest_training == pytest.approx(found.nearest_held_out, rel=0.5)
+
+
+def test_drawings_through_an_autoencoder_are_recognised_as_far_as_it_keeps_them(bank):
+    pipeline = build_tiny_pipeline()
+    pipeline.vae = lambda pixels: SimpleNamespace(sample=pixels)
+    assert measure_recognition(reconstructing_by(pipeline), bank, "train", 70).thing >= 0.97
+    pipeline.vae = lambda pixels: SimpleNamespace(sample=-pixels)
+    assert measure_recognition(reconstructing_by(pipeline), bank, "train", 70).thing < 0.3
 
 
 def test_every_other_thing_wrong(bank, painter):
@@ -129,7 +139,9 @@ def test_the_card_says_what_there_is_what_was_measured_and_what_was_missed(tmp_p
     rows = {s: {"prompts": 9, "thing": 0.6, "style": 0.9, "copied": 0.0, "nearest_training": 1.5, "nearest_held_out": 2.5}
             for s in splits}  # fmt: skip
     styles = {"noto": {"kid": 0.01, "kid_training": 0.002, "coverage": 0.75}}
-    text = card(tmp_path, {**rows, "wordings": {"same": 0.9, "right": 0.3}, "styles": styles, "balance": 0.2}, "the command")
+    figures = {**rows, "wordings": {"same": 0.9, "right": 0.3}, "styles": styles, "balance": 0.2}
+    assert "autoencoder" not in card(tmp_path, figures, "the command")
+    text = card(tmp_path, {**figures, "autoencoder": {"thing": 0.8, "style": 0.7}}, "the command")
     weights = sum(p.numel() for p in pipeline.unet.parameters())
     assert f"| `unet` | `AtlasUNet2DModel` | {weights:,} |" in text and "3 steps at guidance scale 2.0" in text
     assert "40 steps of 64 pictures, loss 0.2500" in text and "| `optimizer` | muon |" in text and "the command" in text
@@ -138,6 +150,7 @@ def test_the_card_says_what_there_is_what_was_measured_and_what_was_missed(tmp_p
     assert lines["trained pairs: the thing is right"] == ["0.600", "at least 0.85", "missed", ""]
     assert lines["held-out pairs: the thing is right"] == ["0.600", "at least 0.5", "reached", ""]
     assert lines["held-out pairs: copies of another thing"] == ["0.000", "at most 0", "reached", ""]
+    assert lines["trained pairs through the autoencoder alone: the style is right"] == ["0.700", "", "", ""]
     assert lines["five wordings draw the right thing"] == ["0.300", "", "", ""]
     assert lines["held_out_things"] == ["9", "1.500", "2.500", ""] and lines["noto"] == ["0.0100", "0.0020", "0.750", ""]
 
