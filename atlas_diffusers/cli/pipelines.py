@@ -23,7 +23,7 @@ def load_pipeline(name: str, dtype: Any = None) -> Any:
 
     import atlas_diffusers
 
-    from ..pipelines.loading import class_of, named_damage
+    from ..pipelines.loading import check_components, class_of, named_damage
 
     source = part_of_output(name, "pipeline", "model_index.json")
     cls = class_of(source) or "AtlasPipeline"
@@ -32,7 +32,9 @@ def load_pipeline(name: str, dtype: Any = None) -> Any:
         if hasattr(atlas_diffusers, cls) or not hasattr(diffusers, cls):
             own: Any = getattr(atlas_diffusers, cls, atlas_diffusers.AtlasPipeline)
             return own.from_pretrained(source, **options)
-        return diffusers.DiffusionPipeline.from_pretrained(source, **options)
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(source, **options)
+    check_components(pipeline.components, source)
+    return pipeline
 
 
 def split_scale(adapter: str) -> tuple[str, float]:

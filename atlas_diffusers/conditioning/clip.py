@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 # a fast tokenizer keeps how it pads and cuts as state, which threads that share it would change under each other
 _TOKENIZING = threading.Lock()
@@ -112,6 +112,19 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int |
     with _TOKENIZING:
         batch = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return batch.input_ids
+
+
+def tokenize_for(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> torch.Tensor:
+    """
+    What :func:`tokenize` gives, for a text encoder.
+
+    Raises:
+        ValueError: for tokens that the text encoder does not know.
+    """
+    ids, known = tokenize(tokenizer, texts), cast(torch.nn.Embedding, encoder.get_input_embeddings()).num_embeddings
+    if (largest := int(ids.max())) >= known:
+        raise ValueError(f"the tokenizer gives token {largest}, but the text encoder knows 0 to {known - 1}")
+    return ids
 
 
 def token_lists(tokenizer: PreTrainedTokenizerBase, texts: list[str], marks: bool = True) -> list[list[int]]:

@@ -17,13 +17,13 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..conditioning import token_lists, tokenize
+from ..conditioning import token_lists, tokenize_for
 from ..denoising import BridgeReport
 from ..models import AtlasAutoencoder, AtlasTransformer2DModel, AtlasUNet2DModel
 from ..models.lora_scale import LoraScale
 from .call_state import PerThread, state_of
 from .latents import decode_latents, encode_latents
-from .loading import named_damage, resolve_pipeline
+from .loading import check_components, named_damage, resolve_pipeline
 from .prompts import reads_text
 from .references import FILE, References, read_references
 
@@ -101,6 +101,7 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         path = resolve_pipeline(str(pretrained_model_name_or_path), cls)
         with named_damage(f"{path} cannot be loaded"), torch.random.fork_rng():
             pipeline = super().from_pretrained(path, **kwargs)
+        check_components({name: pipeline.components[name] for name in pipeline.components.keys() - kwargs.keys()}, path)
         if (Path(path) / FILE).is_file():
             pipeline.references = References.load(Path(path) / FILE)
         return pipeline
@@ -216,12 +217,14 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
     def _encode(self, texts: list[str], device: torch.device, lora_scale: float | None) -> torch.Tensor:
         texts = cast(list[str], self.maybe_convert_prompt(texts, self.tokenizer))  # a list for a list
         limit = self.tokenizer.model_max_length
-        cut = [text for text, ids in zip(texts, token_lists(self.tokenizer, texts)) if len(ids) > limit]
+        ids = tokenize_for(self.text_encoder, self.tokenizer, texts).to(device)
+        cut = [text for text, tokens in zip(texts, token_lists(self.tokenizer, texts)) if len(tokens) > limit]
         if cut:
             logger.warning(f"prompts longer than {limit} tokens are cut at the end: {cut}")
-        ids = tokenize(self.tokenizer, texts).to(device)
         with LoraScale(self.text_encoder, 1.0 if lora_scale is None else lora_scale)():
-            return self.text_encoder(ids).last_hidden_state.to(self.unet.dtype)
+            with named_damage("the text encoder cannot encode prompts"):
+                states = self.text_encoder(ids).last_hidden_state
+        return states.to(self.unet.dtype)
 
     # ------------------------------------------------------------------ latents
 

@@ -2,8 +2,6 @@
 
 import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -132,12 +130,35 @@ def _adapter(annotation: Any) -> TypeAdapter:
     return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
 
 
-@contextmanager
-def named_damage(mistake: str) -> Iterator[None]:
+class named_damage:
     """Turns whatever a reader stumbles over inside into an ``OSError`` that says what is mistaken, as in "X is damaged"."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except MALFORMED as error:
-        raise OSError(f"{mistake}: {str(error) or type(error).__name__}") from error
+
+    def __init__(self, mistake: str):
+        self.mistake = mistake
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        is_bare = kind is Exception  # what tokenizers raises
+        if (is_bare or isinstance(error, MALFORMED)) and not isinstance(error, torch.OutOfMemoryError):
+            raise OSError(f"{self.mistake}: {str(error) or type(error).__name__}") from error
+
+
+def check_components(components: dict[str, Any], source: str) -> None:
+    """
+    Raise ``OSError`` for networks whose files lacked weights, which Diffusers leaves on the meta device, and for tokenizers
+    that pad texts to more tokens than their text encoder takes, or to less than the marks of begin and end.
+    """
+    for name, component in components.items():
+        if isinstance(component, torch.nn.Module):
+            lacking = [key for key, weight in component.named_parameters() if weight.is_meta]
+            if lacking:
+                shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+                raise OSError(f"{source}: the weights of {name} lack {shown}")
+        encoder = components.get(name.replace("tokenizer", "text_encoder")) if name.startswith("tokenizer") else None
+        places = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+        if component is not None and isinstance(places, int):
+            length = component.model_max_length
+            if type(length) is not int or not 2 <= length <= places:
+                raise OSError(f"{source}: {name} has model_max_length={length!r}; its text encoder takes 2 to {places} tokens")

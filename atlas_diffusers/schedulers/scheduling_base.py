@@ -155,6 +155,8 @@ class BaseScheduler(ForwardProcess, ConfigConversion, SchedulerMixin, ConfigMixi
             warnings.warn(f"steps cannot start at timestep {first} and above: {self._no_signal()}", stacklevel=6)
 
     def _no_signal(self) -> str:
+        if is_flow(self.config):
+            return "the shifts of the flow leave no signal there"
         ends = f"{self.betas.min():g} to {self.betas.max():g}"
         return f"betas must lie in (0, 1) and keep ᾱ above 0 in float32; these, from {ends}, leave no signal"
 

@@ -83,6 +83,60 @@ def test_damaged_tensors(folder, file):
             AtlasPipeline.from_pretrained(folder)
 
 
+def changed(file, **values):
+    """Values of a JSON file; of nested objects by ``a__b``."""
+    whole = json.loads(file.read_text())
+    for path, value in values.items():
+        *within, name = path.split("__")
+        part = whole
+        for key in within:
+            part = part[key]
+        part[name] = value
+    file.write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("length", [10**9, 10**30, -1, 0, "x", [], True, None], ids=repr)
+def test_a_tokenizer_pads_to_what_its_text_encoder_takes(folder, length):
+    """A thousand million tokens take all of the memory."""
+    changed(folder / "tokenizer/tokenizer_config.json", model_max_length=length)
+    with pytest.raises(OSError, match=r"tokenizer has model_max_length=.*; its text encoder takes 2 to 8 tokens"):
+        AtlasPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("values", [{"model__fuse_unk": -1}, {"model__type": "x"}, {"pre_tokenizer": {"type": "No"}}], ids=str)
+def test_a_damaged_tokenizer(folder, values):
+    """Which the library of tokenizers says by a bare ``Exception``."""
+    changed(folder / "tokenizer/tokenizer.json", **values)
+    with pytest.raises(OSError, match="cannot be loaded: "):
+        AtlasPipeline.from_pretrained(folder)
+
+
+def test_weights_of_other_names_are_missing_ones(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / WEIGHTS)
+    name = next(iter(weights))
+    save_file({f"of.{key}" if key == name else key: value for key, value in weights.items()}, folder / WEIGHTS)
+    with pytest.raises(OSError, match=f"the weights of unet lack {name}$"):
+        AtlasPipeline.from_pretrained(folder)
+
+
+def test_what_a_text_encoder_cannot_encode(folder):
+    pipeline = AtlasPipeline.from_pretrained(folder)
+    pipeline.tokenizer.add_tokens(["zebra"])
+    with pytest.raises(ValueError, match="the tokenizer gives token [0-9]+, but the text encoder knows 0 to"):
+        pipeline("zebra")
+    changed(folder / "text_encoder/config.json", eos_token_id=None)
+    with pytest.raises(OSError, match="the text encoder cannot encode prompts: "):
+        AtlasPipeline.from_pretrained(folder)("red heart")
+
+
+def test_a_shift_that_leaves_no_signal(folder):
+    changed(folder / SCHEDULER, shift=1e18)
+    with pytest.raises(ValueError, match="the shifts of the flow leave no signal there"):
+        AtlasPipeline.from_pretrained(folder)("red heart", generator=seeded())
+
+
 def test_captions_of_references_are_one_each(folder):
     from safetensors.torch import load_file, save_file
 
