@@ -7,6 +7,7 @@ import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers.utils import logging
 from typing_extensions import Self
 
 from .._registration import CLASSES
@@ -16,6 +17,14 @@ from .processes import BETA_OPTIONS, read_process
 PROCESS_OPTIONS = ("num_train_timesteps", "prediction_type", *BETA_OPTIONS)
 # schedules that every Diffusers scheduler knows; others travel as explicit betas
 STOCK_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# of Diffusers' Euler: the network is given ¼ log σ̂
+CONTINUOUS = {"timestep_type": "continuous", "prediction_type": "v_prediction"}
+
+logger = logging.get_logger(__name__)
+
+
+def _listed(options: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
 def _without_process(config: Any) -> list[str]:
@@ -51,12 +60,20 @@ class ConfigConversion(ConfigMixin):
         """
         As in Diffusers, from any scheduler's configuration; the noise process travels even where it is a default, betas
         derived from a schedule's name give way when the schedule is overridden, and what did not clip does not begin to.
+
+        Options of the algorithm that is replaced, such as ``solver_order``, go with it. A warning names overrides that this
+        class has not, and a kind of timesteps that only a network trained for it understands.
         """
+        taken = inspect.signature(cls).parameters
+        if unread := {name: value for name, value in kwargs.items() if name not in taken and not return_unused_kwargs}:
+            logger.warning(f"{cls.__name__} has no {_listed(unread)}: without effect")
         if isinstance(config, dict):
+            if "timestep_type" not in taken and CONTINUOUS.items() <= config.items():
+                logger.warning(f"{cls.__name__} gives a network whole timesteps, but this one learned {_listed(CONTINUOUS)}")
             of_scheduler = isinstance(config, FrozenDict) or "_class_name" in config
             config = read_process(config, kwargs, cls)
             config["_use_default_values"] = _without_process(config)
-            if inspect.signature(cls).parameters["clip_sample"].default and of_scheduler and not _clips(config):
+            if taken["clip_sample"].default and of_scheduler and not _clips(config):
                 config["clip_sample"] = False
                 config["_use_default_values"] = [name for name in config["_use_default_values"] if name != "clip_sample"]
             if config.get("_derived_betas") and not kwargs.keys().isdisjoint(PROCESS_OPTIONS):

@@ -12,6 +12,7 @@ from conftest import seeded
 from oracles import PREDICTION_TYPES, Gaussian
 
 import atlas_diffusers
+from atlas_diffusers.schedulers import conversion
 from atlas_diffusers.schedulers.options import DEFAULTS, SigmaOptions
 from atlas_diffusers.schedulers.scheduling_atlas_ddpm import VARIANCE_TYPES
 
@@ -363,3 +364,28 @@ def test_a_subclass_outside_adds_options():
     assert Brighter.from_config(scheduler.config).config == scheduler.config
     with pytest.raises(TypeError, match="brightnes"):
         Brighter(brightnes=1)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    texts = []
+    monkeypatch.setattr(conversion.logger, "warning", texts.append)
+    return texts
+
+
+@pytest.mark.parametrize("cls", [atlas_diffusers.AtlasDDIMScheduler, atlas_diffusers.AtlasEulerScheduler])
+def test_overrides_that_a_class_has_not_are_named(cls, said):
+    stock = diffusers.PNDMScheduler(skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1).config
+    assert cls.from_config(stock, beta_end=0.01).config.beta_end == 0.01 and not said
+    assert cls.from_config(stock, return_unused_kwargs=True, solver_order=3)[1]["solver_order"] == 3 and not said
+    cls.from_config(stock, solver_order=3, beta_ent=1)
+    assert said == [f"{cls.__name__} has no solver_order=3, beta_ent=1: without effect"]
+
+
+def test_continuous_timesteps_that_a_class_does_not_give_are_named(said):
+    """As of Stable Video Diffusion, whose network is told ¼ log σ̂."""
+    options = {"timestep_type": "continuous", "prediction_type": "v_prediction", "use_karras_sigmas": True}
+    stock = diffusers.EulerDiscreteScheduler(**options).config
+    assert atlas_diffusers.AtlasEulerScheduler.from_config(stock).config.timestep_type == "continuous" and not said
+    atlas_diffusers.AtlasDDIMScheduler.from_config(stock)
+    assert len(said) == 1 and "gives a network whole timesteps, but this one learned timestep_type='continuous'" in said[0]

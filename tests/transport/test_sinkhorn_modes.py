@@ -222,3 +222,13 @@ def test_small_problems_take_one_thread_and_give_the_others_back(n, during, monk
         assert used == [during] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("rho", [0.1, 1.0])
+@pytest.mark.parametrize("distance", [30.0, 1000.0])
+def test_relaxed_problems_of_far_clouds_start_near_their_end(rho, distance):
+    """No mass goes so far, at the cost of 2ρ for the marginals and ε for the plan: from potentials of one mean that is seen."""
+    x, y = cloud(20), cloud(15, seed=1) + distance
+    output = entropic_transport(x, y, 0.5, rho=rho, tolerance=1e-9)
+    assert output.converged and output.iterations <= 2
+    assert output.cost.item() == pytest.approx(2 * rho + 0.5, rel=1e-9)
