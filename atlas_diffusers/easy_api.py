@@ -38,7 +38,7 @@ class EasySampler:
         guidance_scale: float | None = None,
         seed: int | None = None,
         output_type: str = "pt",
-        **options: Any,
+        **options: object,
     ) -> torch.Tensor | list:
         """
         Pictures, ``num_samples`` of each prompt next to each other, in the order of the prompts whatever the batch size.
@@ -115,7 +115,7 @@ def _fresh_seed() -> int:
     return torch.Generator().seed() % 2**31
 
 
-def _inputs(prompts: list[str] | None, negative: Any, part: list[int]) -> dict[str, Any]:
+def _inputs(prompts: list[str] | None, negative: object, part: list[int]) -> dict[str, Any]:
     if prompts is None:
         return {"num_images_per_prompt": len(part)}
     inputs: dict[str, Any] = {"prompt": [prompts[index] for index in part]}

@@ -25,12 +25,12 @@ def answered(function: Function) -> Function:
     """The same function, or generator, for an event of the page."""
 
     @wraps(function)
-    def whole(*args: Any, **kwargs: Any) -> Any:
+    def whole(*args: object, **kwargs: object) -> Any:
         with _named():
             return function(*args, **kwargs)
 
     @wraps(function)
-    def stepwise(*args: Any, **kwargs: Any) -> Any:
+    def stepwise(*args: object, **kwargs: object) -> Any:
         with _named():
             yield from function(*args, **kwargs)
 

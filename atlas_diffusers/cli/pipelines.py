@@ -12,7 +12,7 @@ def part_of_output(name: str, part: str, file: str) -> str:
     return str(inside) if not (Path(name) / file).is_file() and (inside / file).is_file() else name
 
 
-def load_pipeline(name: str, dtype: Any = None) -> Any:
+def load_pipeline(name: str, dtype: object = None) -> Any:
     """
     A pipeline of the class that its index names: an embedded one, a folder, the output folder of a run, or a hub id.
 

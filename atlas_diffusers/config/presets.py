@@ -155,7 +155,7 @@ def load_preset(name: str) -> dict[str, Any]:
     return copy.deepcopy(PRESETS[name][1])
 
 
-def build_preset(name: str, **changes: Any):
+def build_preset(name: str, **changes: object):
     """The configuration called ``name``, with some fields changed: ``build_preset("gpu:8gb", batch_size=1)``."""
     data = load_preset(name)
     return validate(PRESETS[name][0], data | changes)

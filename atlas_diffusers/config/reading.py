@@ -6,6 +6,7 @@ import json
 import re
 import reprlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -90,7 +91,7 @@ def _twice(keys: list[str]) -> str | None:
     return next((key for key, count in Counter(keys).items() if count > 1), None)
 
 
-def _count(value: Any, known: dict[int, int]) -> int:
+def _count(value: object, known: dict[int, int]) -> int:
     """
     Values in ``value``, counted as often as aliases repeat them.
 
@@ -157,7 +158,7 @@ def _fields(model: type[BaseModel], location: tuple) -> list[str]:
     return list(model.model_fields)
 
 
-def validate(model: type[Model], data: dict[str, Any]) -> Model:
+def validate(model: type[Model], data: Mapping[str, object]) -> Model:
     """
     Build ``model`` from ``data``; every mistake is reported, unknown keys with the nearest known name.
 

@@ -89,7 +89,9 @@ def sample_coarse_to_fine(
     return x
 
 
-def _lifted(x: torch.Tensor, sigma: float, exploding: bool, generator: Any) -> torch.Tensor:
+def _lifted(
+    x: torch.Tensor, sigma: float, exploding: bool, generator: torch.Generator | list[torch.Generator] | None
+) -> torch.Tensor:
     """A coarse sample at σ̂ = sigma/2 as a fine one at sigma, in the coordinates of the scheduler."""
     if exploding:
         return lift(x, sigma, generator)

@@ -1,7 +1,6 @@
 """Corrector steps of predictor-corrector sampling."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -33,7 +32,7 @@ class LangevinCorrector:
 
     def __init__(
         self,
-        scheduler: Any,
+        scheduler: object,
         steps: int,
         snr: float = 0.16,
         generator: torch.Generator | list[torch.Generator] | None = None,

@@ -12,6 +12,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from ..schedules import NoiseLevel
 
 Conditions = Mapping[str, torch.Tensor | None]  # by the name of the network's argument, (batch, ...) each
+Predict = Callable[[torch.Tensor, Conditions], torch.Tensor]
+Level = Callable[[torch.Tensor], NoiseLevel]
 
 
 class Guidance(Protocol):
@@ -22,12 +24,12 @@ class Guidance(Protocol):
 
     def __call__(
         self,
-        predict: Callable[[torch.Tensor, Conditions], torch.Tensor],
+        predict: Predict,
         x: torch.Tensor,
         timestep: torch.Tensor,
         conditions: Conditions,
         unconditional: Conditions | None,
-        level: Callable[[torch.Tensor], NoiseLevel],
+        level: Level,
     ) -> torch.Tensor: ...
 
 
@@ -57,7 +59,15 @@ class ClassifierFreeGuidance:
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1]:
             raise ValueError(f"guidance_interval={self.interval}; expected (lowest, highest) noise level, 0 or above")
 
-    def __call__(self, predict: Any, x: Any, timestep: Any, conditions: Any, unconditional: Any, level: Any) -> torch.Tensor:
+    def __call__(
+        self,
+        predict: Predict,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        conditions: Conditions,
+        unconditional: Conditions | None,
+        level: Level,
+    ) -> torch.Tensor:
         """The prediction for ``x``, as of :class:`Guidance`."""
         if unconditional is None or self.scale == 1 or not self._holds_at(level, timestep):
             return predict(x, conditions)
@@ -66,7 +76,7 @@ class ClassifierFreeGuidance:
         prediction = without + self.scale * (conditional - without)
         return rescale_noise_cfg(prediction, conditional, self.rescale) if self.rescale > 0 else prediction
 
-    def _holds_at(self, level: Callable[[torch.Tensor], NoiseLevel], timestep: torch.Tensor) -> bool:
+    def _holds_at(self, level: Level, timestep: torch.Tensor) -> bool:
         return self.interval is None or self.interval[0] <= level(timestep).sigma_hat <= self.interval[1]
 
 
@@ -88,12 +98,21 @@ class DiffusersGuidance:
         self.guider, self.network, self.timesteps = copy.deepcopy(guider), network, timesteps
         self._next = 0
 
-    def __call__(self, predict: Any, x: Any, timestep: Any, conditions: Any, unconditional: Any, level: Any) -> torch.Tensor:
+    def __call__(
+        self,
+        predict: Predict,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        conditions: Conditions,
+        unconditional: Conditions | None,
+        level: Level,
+    ) -> torch.Tensor:
         """The prediction for ``x``, as of :class:`Guidance`."""
         step = self.timesteps.index(timestep.item(), self._next)
         self._next = step + 1
         self.guider.set_state(step=step, num_inference_steps=len(self.timesteps), timestep=timestep)
-        pairs = {name: (value, unconditional[name]) for name, value in conditions.items() if value is not None}
+        without = {} if unconditional is None else unconditional
+        pairs = {name: (value, without[name]) for name, value in conditions.items() if value is not None}
         batches = self.guider.prepare_inputs(pairs)
         for batch in batches:
             self.guider.prepare_models(self.network)

@@ -1,6 +1,5 @@
 """From a coarse sample to a fine one."""
 
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 LARGEST_SIGMA = 1e3  # stands for infinite noise, at zero signal
 
 
-def lift(x: torch.Tensor, sigma: float, generator: Any = None) -> torch.Tensor:
+def lift(x: torch.Tensor, sigma: float, generator: torch.Generator | list[torch.Generator] | None = None) -> torch.Tensor:
     """
     From ``y_0 + (σ/2) ε`` to ``x_0 + σ ε`` of twice the resolution, x_0 the picture y_0 with every pixel doubled: the noise is
     white again once the detail that averaging cannot see gets its own (subspace diffusion, Jing et al. 2022, arXiv 2205.01490).

@@ -22,7 +22,7 @@ def run_training(
     checkpoint_dir: str | None = None,
     device: str | None = None,
     max_steps: int | None = None,
-    **overrides: Any,
+    **overrides: object,
 ) -> Path:
     """
     Train ``experiment:NAME``.

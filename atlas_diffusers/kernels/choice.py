@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -28,7 +28,7 @@ def make_kernel_operator(
     *,
     adaptive_epsilon: bool = False,
     scale_factors: Sequence[float] | None = None,
-    **options: Any,
+    **options: object,
 ) -> KernelOperator:
     """
     The kernel operator between two clouds; ``operator.reason`` says why it is this one.

@@ -1,6 +1,7 @@
 """The model card of a pipeline that draws pictograms: what it is, how it was trained, what was measured, goals beside it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ CC BY 4.0).
 """
 
 
-def card(folder: Path, figures: dict[str, Any], command: str) -> str:
+def card(folder: Path, figures: Mapping[str, Any], command: str) -> str:
     """
     Markdown of a pipeline folder.
 
@@ -86,7 +87,7 @@ def _training(folder: Path) -> str:
     return "\n".join([*lines, "| key | value |", "|---|---|", *(f"| `{key}` | {recipe[key]} |" for key in RECIPE), ""])
 
 
-def _figures(figures: dict[str, Any], command: str) -> str:
+def _figures(figures: Mapping[str, Any], command: str) -> str:
     lines = ["## What was measured", "", "```bash", command, "```", "", "| figure | measured | goal | |", "|---|---|---|---|"]
     for text, path, kind, bound in GOALS:
         if path[0] not in figures:  # of pixels there is no autoencoder

@@ -99,7 +99,7 @@ class AtlasAutoencoder(ModelMixin, ConfigMixin):
         return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
 
     def decode(
-        self, z: torch.Tensor, return_dict: bool = True, generator: Any = None
+        self, z: torch.Tensor, return_dict: bool = True, generator: object = None
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """Pictures around [-1, 1] of latents; ``generator`` is there for Diffusers' pipelines, nothing is drawn."""
         pixels = self.unproject(z) + self.decoder(z)

@@ -68,7 +68,7 @@ class AdvancedHierarchicalDiffusionSampler:
         self,
         shape: tuple[int, ...],
         timesteps: int | list[float] = 50,
-        conditioning: Any = None,
+        conditioning: object = None,
         callback: Callable[[torch.Tensor, float, float], None] | None = None,
         return_intermediates: bool = False,
         verbose: bool = False,

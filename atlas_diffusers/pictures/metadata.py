@@ -1,6 +1,7 @@
 """How a picture was made, written into its PNG file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 KEY = "atlas-diffusers"
 
 
-def save_picture(image: Image.Image, file: Path, settings: dict[str, Any]) -> None:
+def save_picture(image: Image.Image, file: Path, settings: Mapping[str, object]) -> None:
     """Write a picture; a PNG has ``settings`` in it as JSON, under ``atlas-diffusers``."""
     if file.suffix.lower() != ".png":
         image.save(file)

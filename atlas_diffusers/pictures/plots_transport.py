@@ -13,7 +13,7 @@ SHOWN, TARGETS, TIMES = 6, 5, 7  # pictures: rows, targets of a row, times of a 
 LINES = 200  # of points
 
 
-def plot_plan(plan: Any, path: str | Path, dark: bool = False):
+def plot_plan(plan: object, path: str | Path, dark: bool = False):
     """
     Draw a transport plan as a map of its masses, with its two marginals beside it.
 

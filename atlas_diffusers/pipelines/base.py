@@ -91,7 +91,7 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         return self.config
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: object):
         """
         Load a pipeline folder, a hub id, or an embedded pipeline by name (``"atlas-emoji"``).
 
@@ -106,7 +106,7 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
             pipeline.references = References.load(Path(path) / FILE)
         return pipeline
 
-    def load_ip_adapter(self, *args: Any, **kwargs: Any) -> None:
+    def load_ip_adapter(self, *args: object, **kwargs: object) -> None:
         """Refused, as ``ValueError``: adapters that read pictures are made for networks of Diffusers."""
         raise ValueError(
             f"{type(self).__name__} takes no IP-adapter: its call has no picture to attend to; load the folder as Diffusers' "
@@ -119,7 +119,7 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         if self.references is not None:
             self.references.save(Path(save_directory) / FILE)
 
-    def set_references(self, references: Any, weights: torch.Tensor | None = None) -> None:
+    def set_references(self, references: object, weights: torch.Tensor | None = None) -> None:
         """
         Keep references with the pipeline: used by calls with ``bridge=``, saved by ``save_pretrained``.
 
@@ -246,7 +246,7 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         batch: int,
         height: int,
         width: int,
-        scheduler: Any,
+        scheduler: object,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
     ) -> torch.Tensor:

@@ -46,7 +46,7 @@ class BridgePlan:
     solvers: list[SchrodingerBridgeSolver]
     gate_timestep: int | None = None
 
-    def choose_timesteps(self, scheduler: Any, bridge_steps: int, network_steps: int) -> list[int]:
+    def choose_timesteps(self, scheduler: object, bridge_steps: int, network_steps: int) -> list[int]:
         """``bridge_steps`` timesteps above the gate, then those of the network."""
         first, gate = gate_timestep(scheduler, self.solvers, self.config.gate)
         self.gate_timestep = round(gate)
@@ -64,7 +64,7 @@ class BridgePlan:
 
 def plan_bridge(
     pipeline: AtlasPipelineBase,
-    references: Any,
+    references: object,
     weights: torch.Tensor | None,
     bridge: BridgeConfig | dict | None,
     prompts: Prompts,

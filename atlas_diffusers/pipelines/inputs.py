@@ -1,7 +1,6 @@
 """What a pipeline call is given besides prompts, checked; every mistake is a ``ValueError`` that names both sides."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
@@ -48,7 +47,7 @@ class Steps:
         """Their number, where it is not said which they are."""
         return self.default if self.number is None else self.number
 
-    def set(self, scheduler: Any, device: torch.device) -> None:
+    def set(self, scheduler: object, device: torch.device) -> None:
         """Of a scheduler; ``ValueError`` for explicit ones that it does not take."""
         retrieve_timesteps(scheduler, None if self.are_explicit else self.count, device, self.timesteps, self.sigmas)
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
     return content
 
 
-def check_values(config: dict[str, Any], cls: type, source: Path) -> None:
+def check_values(config: Mapping[str, object], cls: type, source: Path) -> None:
     """Raise ``OSError`` for a value in a configuration that is not of its constructor argument's annotated type."""
     for name, parameter in inspect.signature(cls).parameters.items():
         if name not in config or parameter.annotation is parameter.empty or config[name] is None is parameter.default:

@@ -100,7 +100,7 @@ class AtlasPipeline(AtlasPipelineBase):
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
-        guider: Any = None,
+        guider: object = None,
         height: int | None = None,
         width: int | None = None,
         image: PipelineImageInput | None = None,

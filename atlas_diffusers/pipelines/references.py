@@ -65,7 +65,7 @@ class References:
         return cls(values, weights, captions)
 
 
-def read_references(pipeline: PipelineParts, given: Any, weights: Any, height: int, width: int) -> References:
+def read_references(pipeline: PipelineParts, given: object, weights: object, height: int, width: int) -> References:
     """
     References in the space that is sampled.
 

@@ -41,7 +41,7 @@ def watched(pipeline: Any, scheduler: Any, seen: Callable[[torch.Tensor], None])
 
 
 @torch.no_grad()
-def pictures_of(pipeline: Any, data: torch.Tensor) -> torch.Tensor | None:
+def pictures_of(pipeline: object, data: torch.Tensor) -> torch.Tensor | None:
     """Pictures (n, channels, height, width) in [-1, 1] of a data prediction, or ``None`` for latents without such a meaning."""
     vae: Any = getattr(pipeline, "vae", None)
     data = data.nan_to_num(0.0, 1.0, -1.0)

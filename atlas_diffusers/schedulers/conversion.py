@@ -49,11 +49,11 @@ class ConfigConversion(ConfigMixin):
 
     @overload
     @classmethod
-    def from_config(cls, config: Any, return_unused_kwargs: Literal[False] = False, **kwargs: Any) -> Self: ...
+    def from_config(cls, config: object, return_unused_kwargs: Literal[False] = False, **kwargs: Any) -> Self: ...
 
     @overload
     @classmethod
-    def from_config(cls, config: Any, return_unused_kwargs: Literal[True], **kwargs: Any) -> tuple[Self, dict[str, Any]]: ...
+    def from_config(cls, config: object, return_unused_kwargs: Literal[True], **kwargs: Any) -> tuple[Self, dict[str, Any]]: ...
 
     @classmethod
     def from_config(cls, config: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:

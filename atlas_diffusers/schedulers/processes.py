@@ -34,7 +34,7 @@ FLOW_DEFAULTS = {
 ONLY_WITH_BETAS = (*BETA_OPTIONS, "rescale_betas_zero_snr", "variance_type", "interpolation_type", "timestep_type")
 
 
-def is_flow(config: Mapping[str, Any]) -> bool:
+def is_flow(config: Mapping[str, object]) -> bool:
     """Whether a configuration is that of flow matching."""
     return bool(config.get("use_flow_sigmas")) or config.get("shift") is not None
 

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.utils import logging
@@ -100,7 +99,7 @@ class AtlasMultistepScheduler(BaseScheduler):
     @classmethod
     def calibrate(
         cls,
-        model: Any,
+        model: object,
         num_inference_steps: Sequence[int] = (5, 6, 8, 10),
         *,
         call: dict | None = None,

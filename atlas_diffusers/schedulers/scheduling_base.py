@@ -26,6 +26,7 @@ from .processes import flow_process, is_flow, settle_flow
 MOST_TIMESTEPS = 10**6
 ZERO_SNR_FLOOR = 2.0**-24
 WORKING_DTYPES = torch.float32, torch.float64
+Generators = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass
@@ -48,7 +49,7 @@ class _Plan:
     sigmas: torch.Tensor
     levels: torch.Tensor
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Plan":
+    def __deepcopy__(self, memo: dict[int, object]) -> "_Plan":
         return self
 
 
@@ -309,12 +310,12 @@ class BaseScheduler(ForwardProcess, ConfigConversion, SchedulerMixin, ConfigMixi
             return (flat.clamp(-limit, limit) / limit).view_as(data)
         return data.clamp(-c.clip_sample_range, c.clip_sample_range) if c.clip_sample else data
 
-    def _renoised(self, data: torch.Tensor, target: NoiseLevel, sample: torch.Tensor, generator: Any) -> torch.Tensor:
+    def _renoised(self, data: torch.Tensor, target: NoiseLevel, sample: torch.Tensor, generator: Generators) -> torch.Tensor:
         """``α' x_0 + σ' z`` of ``stochastic_sampling``."""
         z = self._to_working_dtype(self._noise_like(sample, generator))
         return combine(target.alpha, data, target.sigma, z)
 
-    def _noise_like(self, sample: torch.Tensor, generator: Any) -> torch.Tensor:
+    def _noise_like(self, sample: torch.Tensor, generator: Generators) -> torch.Tensor:
         if generator is None:
             return torch.randn(sample.shape, device=sample.device, dtype=sample.dtype)
         return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)

@@ -129,7 +129,7 @@ class Flow(NoiseProcess):
         sigmas = [self.sigma(level) for level in (*levels, CLEAN)]
         return torch.tensor(self.timesteps_of(levels)), torch.tensor(sigmas)
 
-    def grid(self, config: Any, request: Request, final: NoiseLevel) -> TimeGrid:
+    def grid(self, config: object, request: Request, final: NoiseLevel) -> TimeGrid:
         """
         In this order, as Diffusers' ``FlowMatchEulerDiscreteScheduler``: sigmas of the request, without the final one, or a
         spacing of the training timesteps; shift; stretch to the terminal sigma; sigma grid between the ends. Explicit
@@ -185,7 +185,7 @@ class Flow(NoiseProcess):
         even = all(abs(a - b) <= EVEN * largest for a, b in zip(numbers, line))
         return len(numbers) if even or whatever else None
 
-    def _requested(self, config: Any, request: Request, steps: int) -> list[float]:
+    def _requested(self, config: object, request: Request, steps: int) -> list[float]:
         """Sigmas before any shift."""
         if request.sigmas is not None:
             return [max(s, SMALLEST) for s in _falling("sigmas", request.sigmas, 1)]

@@ -2,7 +2,7 @@
 
 import math
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -52,7 +52,7 @@ class NoiseTable:
     def __len__(self) -> int:
         return len(self.alphas_cumprod)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "NoiseTable":
+    def __deepcopy__(self, memo: dict[int, object]) -> "NoiseTable":
         return self  # nothing changes a table
 
     @cached_property

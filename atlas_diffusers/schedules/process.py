@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -40,7 +39,7 @@ class NoiseProcess(ABC):
     def __len__(self) -> int:
         return self.num_train_timesteps
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "NoiseProcess":
+    def __deepcopy__(self, memo: dict[int, object]) -> "NoiseProcess":
         return self  # nothing changes a process
 
     # ------------------------------------------------------------------ levels
@@ -94,7 +93,7 @@ class NoiseProcess(ABC):
         """The training timesteps ``(T,)`` from the noisiest down; their sigmas with the final one, ``(T + 1,)``, float32."""
 
     @abstractmethod
-    def grid(self, config: Any, request: Request, final: NoiseLevel) -> TimeGrid:
+    def grid(self, config: object, request: Request, final: NoiseLevel) -> TimeGrid:
         """
         The steps of a request.
 

@@ -47,7 +47,7 @@ class TimeGrid:
     spaced: bool = False
     shift: float = 1.0
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "TimeGrid":
+    def __deepcopy__(self, memo: dict[int, object]) -> "TimeGrid":
         return self  # nothing changes a grid
 
 

@@ -82,7 +82,7 @@ class DiffusionPipeline:
         latents: torch.Tensor | None = None,
         device: str | torch.device | None = None,
         progress: bool = False,
-        **model_kwargs: Any,
+        **model_kwargs: object,
     ) -> torch.Tensor:
         """
         Draw samples.

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ STATE, HASHES = "state.json", "hashes.json"
 REMEDY = "give resume: newest_complete to go on from the newest checkpoint that is whole"
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, torch.Tensor], state: Mapping[str, object], keep: int) -> Path:
     """
     Write ``folder/checkpoint-STEP``: first under a temporary name, synced to disk, then renamed; then prune to ``keep``.
 
@@ -97,7 +97,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {file.name: _hash(file) for file in sorted(folder.glob("*.safetensors"))[rank::world]}
 
 
-def _finish(temporary: Path, state: dict[str, Any], hashes: dict[str, str]) -> None:
+def _finish(temporary: Path, state: Mapping[str, object], hashes: dict[str, str]) -> None:
     (temporary / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     hashes = hashes | {STATE: _hash(temporary / STATE)}
     (temporary / HASHES).write_text(json.dumps(hashes, indent=1), encoding="utf-8")

@@ -26,7 +26,7 @@ class Own(Family):
         """The components of ``init_from``, in float32."""
         if config.lora is not None and config.lora.quantize is not None:
             raise ValueError("lora.quantize is for pipelines of Diffusers")
-        start = atlas_diffusers.AtlasPipeline.from_pretrained(config.init_from, dtype=torch.float32)
+        start = atlas_diffusers.AtlasPipeline.from_pretrained(str(config.init_from), dtype=torch.float32)
         return Components(start.unet, start.text_encoder, start.tokenizer, start.vae, start.scheduler, cls)
 
     @classmethod

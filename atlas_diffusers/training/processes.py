@@ -1,7 +1,7 @@
 """The processes of a run, by Accelerate, and what they do together."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -121,7 +121,7 @@ def in_shares(count: int, work: Callable[[range], torch.Tensor]) -> torch.Tensor
     return cast(torch.Tensor, gathered).cpu()[:count]
 
 
-def check_agreement(said: dict[str, Any], what: str) -> None:
+def check_agreement(said: Mapping[str, object], what: str) -> None:
     """
     Raise ``ValueError`` in all processes if they were told different things, with the keys and both values.
 

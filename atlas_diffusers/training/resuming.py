@@ -1,5 +1,6 @@
 """What may change when a run goes on from a checkpoint, and what may not."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..config import TrainingConfig
@@ -38,7 +39,7 @@ def origin_of(
     return origin(config.model_dump(mode="json"), processes, contents)
 
 
-def origin(recipe: dict[str, Any], processes: int, contents: dict[str, str]) -> dict[str, Any]:
+def origin(recipe: Mapping[str, object], processes: int, contents: dict[str, str]) -> dict[str, Any]:
     """What a checkpoint says of where it comes from; ``contents`` has fingerprints by the names of ``CONTENTS``."""
     kept = {key: value for key, value in _flat(recipe).items() if not {key, key.split(".")[0]} & FREE}
     return {"recipe": kept, "processes": processes, "contents": contents}
@@ -74,7 +75,7 @@ def compare_origins(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return told
 
 
-def _flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(recipe: Mapping[str, object], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in recipe.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}

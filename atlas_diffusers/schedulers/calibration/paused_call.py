@@ -40,7 +40,7 @@ class PausedCall:
         self._questions.put(question)
         return self._wait()
 
-    def resume(self, answer: Any = None) -> Any:
+    def resume(self, answer: object = None) -> Any:
         """Answer the last question (at first, nothing), and run to the next one, or to the end, which gives ``None``."""
         self._answers.put((False, answer))
         question = self._questions.get()

@@ -228,7 +228,7 @@ def _exact(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _of_rows(name: str, value: Any, rows: Sequence[int]):
+def _of_rows(name: str, value: object, rows: Sequence[int]):
     """What an argument says about some trajectories: lists are taken in turn, one text or picture is that of all."""
     name = name.rstrip("_234")
     one_text = isinstance(value, str) and name in ("prompt", "negative_prompt")

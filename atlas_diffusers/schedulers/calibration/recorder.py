@@ -1,8 +1,7 @@
 """A scheduler that takes the place of a pipeline's own, so that whoever drives the pipeline chooses levels and samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -42,7 +41,7 @@ class Recorder(AtlasMultistepScheduler):
         super()._setup()
         self.start, self.begin, self.scaled = 1.0, 0, False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Recorder":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Recorder":
         return self
 
     @property
@@ -51,7 +50,12 @@ class Recorder(AtlasMultistepScheduler):
         return self.start
 
     def set_timesteps(
-        self, num_inference_steps: Any = None, device: Any = None, timesteps: Any = None, sigmas: Any = None, mu: Any = None
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
     ) -> None:
         self.even, self.begin = BaseScheduler._build_grid(self, Request(num_inference_steps, timesteps, sigmas, mu)), 0
         steps, nodes = len(self.even.source), self.nodes(self.given)
@@ -70,11 +74,11 @@ class Recorder(AtlasMultistepScheduler):
 
     def step(
         self,
-        model_output: Any,
-        timestep: Any,
-        sample: Any,
-        generator: Any = None,
-        per_token_timesteps: Any = None,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor | int,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
     ):
         if per_token_timesteps is not None:
@@ -92,16 +96,16 @@ class Observed(AtlasMultistepScheduler):
         super()._setup()
         self.calls = 0
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Observed":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Observed":
         return self
 
     def step(
         self,
-        model_output: Any,
-        timestep: Any,
-        sample: Any,
-        generator: Any = None,
-        per_token_timesteps: Any = None,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor | int,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        per_token_timesteps: torch.Tensor | None = None,
         return_dict: bool = True,
     ):
         result = super().step(model_output, timestep, sample, generator, per_token_timesteps, return_dict)
