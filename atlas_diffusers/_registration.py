@@ -47,10 +47,10 @@ def _noise_schedulers() -> dict[str, str]:
 @cache
 def _classes() -> dict[str, str]:
     """Public classes of the package, with the module of each."""
+    from .models import MODELS
+
     return {
-        "AtlasAutoencoder": ".models",
-        "AtlasTransformer2DModel": ".models",
-        "AtlasUNet2DModel": ".models",
+        **dict.fromkeys(sorted(MODELS), ".models"),
         **dict.fromkeys([*_samplers().values(), *_noise_schedulers().values()], ".schedulers"),
         "AtlasPipeline": ".pipelines",
         "AtlasBridgePipeline": ".pipelines",

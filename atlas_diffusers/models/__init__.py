@@ -1,21 +1,23 @@
-"""Networks; blocks come from Diffusers."""
+"""Networks; blocks come from Diffusers. They are imported when they are asked for."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
-from .autoencoder_atlas import AtlasAutoencoder
-from .transformer_atlas import AtlasTransformer2DModel
-from .unet_atlas import AtlasUNet2DModel
+# what pipelines denoise with and recipes name, and the file of each
+NETWORKS = {"AtlasUNet2DModel": "unet_atlas", "AtlasTransformer2DModel": "transformer_atlas"}
+_OTHERS = {"AtlasAutoencoder": "autoencoder_atlas"}
+_ORIGINALS = ("HighResLatentScoreModel", "build_highres_score_model")  # where users of the original toolkit look for them
+MODELS = {**NETWORKS, **_OTHERS}
+__all__ = [*MODELS, *_ORIGINALS]
 
-__all__ = [
-    "AtlasAutoencoder",
-    "AtlasTransformer2DModel",
-    "AtlasUNet2DModel",
-    "HighResLatentScoreModel",
-    "build_highres_score_model",
-]
+if TYPE_CHECKING:  # for editors and type checkers
+    from .autoencoder_atlas import AtlasAutoencoder as AtlasAutoencoder
+    from .transformer_atlas import AtlasTransformer2DModel as AtlasTransformer2DModel
+    from .unet_atlas import AtlasUNet2DModel as AtlasUNet2DModel
 
 
-def __getattr__(name: str):
-    if name in __all__:  # where users of the original toolkit look for them
-        return getattr(importlib.import_module("..originals", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = f".{MODELS[name]}" if name in MODELS else "..originals"
+    return getattr(importlib.import_module(module, __name__), name)

@@ -19,8 +19,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..conditioning import token_lists, tokenize_for
 from ..denoising import BridgeReport
-from ..models import AtlasAutoencoder, AtlasTransformer2DModel, AtlasUNet2DModel
+from ..models import AtlasAutoencoder
 from ..models.lora_scale import LoraScale
+from ..models.network import AtlasNetwork
 from .call_state import PerThread, state_of
 from .latents import decode_latents, encode_latents
 from .loading import check_components, named_damage, resolve_pipeline
@@ -68,7 +69,7 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
 
     def __init__(
         self,
-        unet: AtlasUNet2DModel | AtlasTransformer2DModel | UNet2DConditionModel,
+        unet: AtlasNetwork | UNet2DConditionModel,
         scheduler: SchedulerMixin,
         vae: AutoencoderKL | AutoencoderTiny | AtlasAutoencoder | None = None,
         text_encoder: CLIPTextModel | None = None,

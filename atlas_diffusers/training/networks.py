@@ -7,9 +7,10 @@ import torch
 from diffusers.training_utils import cast_training_params
 from diffusers.utils import logging
 
+from .. import models
 from ..conditioning import build_text_encoder, build_tokenizer
 from ..config import TrainingConfig
-from ..models import AtlasTransformer2DModel, AtlasUNet2DModel
+from ..models.network import AtlasNetwork
 from ..pipelines.prompts import reads_text
 from .families import Own, family_of
 from .family import Components
@@ -23,7 +24,7 @@ UNREAD_CAPTIONS = (
     "the network does not read captions: give model.cross_attention_levels, such as [1], or train without prompts by "
     "text_encoder: null"
 )
-NETWORKS = {network.__name__: network for network in (AtlasUNet2DModel, AtlasTransformer2DModel)}
+NETWORKS: dict[str, type[AtlasNetwork]] = {name: getattr(models, name) for name in models.NETWORKS}
 
 
 def build_components(config: TrainingConfig, captions: list[str]) -> Components:
@@ -156,7 +157,7 @@ def _new_components(config: TrainingConfig, captions: list[str]) -> Components:
     return Components(new_network(config, vae), text_encoder, tokenizer, vae, None, Own)
 
 
-def new_network(config: TrainingConfig, vae: Any = None) -> AtlasUNet2DModel | AtlasTransformer2DModel:
+def new_network(config: TrainingConfig, vae: Any = None) -> AtlasNetwork:
     """
     The network that a recipe describes; sizes that it does not give are those of the data, or of an autoencoder's latents, and
     of the text encoder.
