@@ -63,7 +63,12 @@ def build_tiny_pipeline(**changes):
     return pipeline
 
 
+# Files that take longest, which begin first: with `--dist loadfile` no worker then waits at the end for the other one's.
+LONG = ["test_several_processes.py", "test_notebooks.py", "test_resuming.py", "test_trainer.py", "test_exact_resume.py"]
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     for item in items:
         if NUMERIC.intersection(item.path.parts):
             item.add_marker(pytest.mark.numeric)
