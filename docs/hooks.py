@@ -19,12 +19,16 @@ def rooms() -> dict[str, list[str]]:
     found = {}
     for file in sorted((ROOT / "atlas_diffusers").glob("*/__init__.py")):
         tree = ast.parse(file.read_text(encoding="utf-8")).body
+        lazy = [node for guard in tree if isinstance(guard, ast.If) for node in guard.body]  # told to type checkers alone
         assigned = [node for node in tree if isinstance(node, ast.Assign)]
         listed = [node.value for node in assigned if getattr(node.targets[0], "id", "") == "__all__"]
-        own = {alias.asname or alias.name for node in tree if isinstance(node, ast.ImportFrom) for alias in node.names}
-        own |= {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        if listed and file.parent.name not in COMMANDS:
-            found[file.parent.name] = sorted(own & set(ast.literal_eval(listed[0])))
+        imports = [node for node in (*tree, *lazy) if isinstance(node, ast.ImportFrom) and node.level]
+        own = {alias.asname or alias.name for node in imports for alias in node.names}
+        own |= {node.name for node in tree if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"}
+        if listed and not lazy:
+            own &= set(ast.literal_eval(listed[0]))
+        if (listed or lazy) and file.parent.name not in COMMANDS:
+            found[file.parent.name] = sorted(own)
     return found
 
 

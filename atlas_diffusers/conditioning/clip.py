@@ -9,7 +9,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 # a fast tokenizer keeps how it pads and cuts as state, which threads that share it would change under each other
-_TOKENIZING = threading.Lock()
+TOKENIZING = threading.Lock()
 BOS, EOS, END_OF_WORD = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
@@ -109,7 +109,7 @@ def mark_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int, int]:
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int | None = None) -> torch.Tensor:
     """Token ids padded to ``length``, by default the tokenizer's own, ``(len(texts), length)``."""
     length = length or tokenizer.model_max_length
-    with _TOKENIZING:
+    with TOKENIZING:
         batch = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return batch.input_ids
 
@@ -129,5 +129,5 @@ def tokenize_for(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, t
 
 def token_lists(tokenizer: PreTrainedTokenizerBase, texts: list[str], marks: bool = True) -> list[list[int]]:
     """Token ids of each text, neither cut nor padded, with or without the marks of begin and end."""
-    with _TOKENIZING:
+    with TOKENIZING:
         return tokenizer(texts, add_special_tokens=marks).input_ids

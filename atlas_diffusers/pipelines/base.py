@@ -18,10 +18,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..conditioning import token_lists, tokenize_for
+from ..conditioning.clip import TOKENIZING
 from ..denoising import BridgeReport
-from ..models import AtlasAutoencoder
+from ..models import AtlasAutoencoder, AtlasTransformer2DModel, AtlasUNet2DModel
 from ..models.lora_scale import LoraScale
-from ..models.network import AtlasNetwork
 from .call_state import PerThread, state_of
 from .latents import decode_latents, encode_latents
 from .loading import check_components, named_damage, resolve_pipeline
@@ -69,7 +69,7 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
 
     def __init__(
         self,
-        unet: AtlasNetwork | UNet2DConditionModel,
+        unet: AtlasUNet2DModel | AtlasTransformer2DModel | UNet2DConditionModel,
         scheduler: SchedulerMixin,
         vae: AutoencoderKL | AutoencoderTiny | AtlasAutoencoder | None = None,
         text_encoder: CLIPTextModel | None = None,
@@ -216,16 +216,15 @@ class AtlasPipelineBase(DiffusionPipeline, TextualInversionLoaderMixin, StableDi
         return repeated(prompt_embeds), repeated(negative_prompt_embeds)
 
     def _encode(self, texts: list[str], device: torch.device, lora_scale: float | None) -> torch.Tensor:
-        texts = cast(list[str], self.maybe_convert_prompt(texts, self.tokenizer))  # a list for a list
+        with TOKENIZING:
+            texts = cast(list[str], self.maybe_convert_prompt(texts, self.tokenizer))  # a list for a list
         limit = self.tokenizer.model_max_length
         ids = tokenize_for(self.text_encoder, self.tokenizer, texts).to(device)
         cut = [text for text, tokens in zip(texts, token_lists(self.tokenizer, texts)) if len(tokens) > limit]
         if cut:
             logger.warning(f"prompts longer than {limit} tokens are cut at the end: {cut}")
         with LoraScale(self.text_encoder, 1.0 if lora_scale is None else lora_scale)():
-            with named_damage("the text encoder cannot encode prompts"):
-                states = self.text_encoder(ids).last_hidden_state
-        return states.to(self.unet.dtype)
+            return self.text_encoder(ids).last_hidden_state.to(self.unet.dtype)
 
     # ------------------------------------------------------------------ latents
 

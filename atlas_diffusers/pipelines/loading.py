@@ -149,7 +149,7 @@ class named_damage:
 def check_components(components: dict[str, Any], source: str) -> None:
     """
     Raise ``OSError`` for networks whose files lacked weights, which Diffusers leaves on the meta device, and for tokenizers
-    that pad texts to more tokens than their text encoder takes, or to less than the marks of begin and end.
+    that pad texts to more tokens than their CLIP text encoder takes, or to less than the marks of begin and end.
     """
     for name, component in components.items():
         if isinstance(component, torch.nn.Module):
@@ -158,8 +158,14 @@ def check_components(components: dict[str, Any], source: str) -> None:
                 shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
                 raise OSError(f"{source}: the weights of {name} lack {shown}")
         encoder = components.get(name.replace("tokenizer", "text_encoder")) if name.startswith("tokenizer") else None
-        places = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
-        if component is not None and isinstance(places, int):
-            length = component.model_max_length
-            if type(length) is not int or not 2 <= length <= places:
-                raise OSError(f"{source}: {name} has model_max_length={length!r}; its text encoder takes 2 to {places} tokens")
+        config = getattr(encoder, "config", None)
+        if component is not None and getattr(config, "model_type", None) == "clip_text_model":
+            _check_tokens(name, component.model_max_length, config, source)
+
+
+def _check_tokens(name: str, length: object, config: Any, source: str) -> None:
+    places, end = config.max_position_embeddings, config.eos_token_id
+    if type(length) is not int or not 2 <= length <= places:
+        raise OSError(f"{source}: {name} has model_max_length={length!r}; its text encoder takes 2 to {places} tokens")
+    if type(end) is not int:
+        raise OSError(f"{source}: the text encoder of {name} has eos_token_id={end!r}; expected the number of a token")

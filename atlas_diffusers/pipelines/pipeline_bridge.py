@@ -13,9 +13,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..bridges.brownian import times_left
 from ..denoising import BridgeFlow, BridgeSteps, Denoiser, SchedulerProcess, sample
-from ..models import AtlasAutoencoder
+from ..models import AtlasAutoencoder, AtlasTransformer2DModel, AtlasUNet2DModel
 from ..models.lora_scale import LoraScale
-from ..models.network import AtlasNetwork
 from .base import AtlasPipelineBase, AtlasPipelineOutput, Generators
 from .guiding import GuidanceInputs
 from .inputs import Steps, check_generators, check_output_type
@@ -46,12 +45,12 @@ class AtlasBridgePipeline(AtlasPipelineBase):
 
     def __init__(
         self,
-        unet: AtlasNetwork | UNet2DConditionModel,
+        unet: AtlasUNet2DModel | AtlasTransformer2DModel | UNet2DConditionModel,
         scheduler: SchedulerMixin,
         vae: AutoencoderKL | AutoencoderTiny | AtlasAutoencoder | None = None,
         text_encoder: CLIPTextModel | None = None,
         tokenizer: CLIPTokenizer | None = None,
-        backward_unet: AtlasNetwork | UNet2DConditionModel | None = None,
+        backward_unet: AtlasUNet2DModel | AtlasTransformer2DModel | UNet2DConditionModel | None = None,
         bridge_sigma: float | None = None,
         default_num_inference_steps: int = 50,
         default_guidance_scale: float = 7.5,
