@@ -8,6 +8,7 @@ import torch
 from conftest import build_tiny_pipeline, seeded
 
 from atlas_diffusers.conditioning import tokenize
+from atlas_diffusers.conditioning.clip import TOKENIZING
 
 
 def generate(pipeline, prompt="red heart", seed=0, **options):
@@ -49,6 +50,18 @@ def test_a_tokenizer_is_one_threads_at_a_time(tiny_pipeline, monkeypatch):
     assert torch.equal(tokenize(tokenizer, texts), expected)
     other.join()
     assert torch.equal(found[0], shorter) and shorter.shape == (2, 5)
+
+
+def test_a_prompt_is_looked_through_by_one_thread_at_a_time(tiny_pipeline, monkeypatch):
+    """For learned words, which sets how the tokenizer pads: another thread's padding must not be lost by it."""
+    held, look = [], type(tiny_pipeline).maybe_convert_prompt
+
+    def looking(self, prompt, tokenizer):
+        held.append(TOKENIZING.locked())
+        return look(self, prompt, tokenizer)
+
+    monkeypatch.setattr(type(tiny_pipeline), "maybe_convert_prompt", looking)
+    assert generate(tiny_pipeline).abs().max() > 0 and held == [True, True]
 
 
 def test_threads_with_different_lora_scales():
