@@ -1,6 +1,5 @@
 """From a coarse sample to a fine one."""
 
-
 import torch
 import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
